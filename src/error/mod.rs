@@ -1,0 +1,90 @@
+//! One catalogue of what can go wrong, and the one form in which it reaches a person.
+//!
+//! Modules have typed errors of their own; where one leaves the relay or a command it becomes a
+//! [`Failure`]: a stable [`Code`], what happened, and the remedy. `postrider explain CODE` and the
+//! README's table are drawn from the same [`catalogue`](Code::all). How the relay goes on after an
+//! error is decided by [`Code::disposition`] alone.
+
+mod catalogue;
+
+pub use catalogue::Code;
+use std::fmt;
+
+/// What the process's exit status says (design: exit codes are part of the contract).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done, or drained after a signal.
+    Done = 0,
+    /// A fault that no one foresaw.
+    Unexpected = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// Postgres says no.
+    Postgres = 3,
+    /// NATS says no.
+    Nats = 4,
+    /// The slot or the history does not fit.
+    History = 5,
+    /// doctor or verify found problems.
+    Findings = 6,
+    /// Halted at an event that cannot be published.
+    Poison = 7,
+}
+
+/// How the relay goes on after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// It passes by itself: back off and try again.
+    Retry,
+    /// This one event cannot be published.
+    Poison,
+    /// A person must act. Exits before the first STREAM state; after it the relay stays, is not
+    /// ready and probes slowly.
+    Operator,
+    /// Going on could lose or double events: always exits.
+    Halt,
+}
+
+/// An error as a person meets it.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Its place in the catalogue.
+    pub code: Code,
+    /// What happened, in the present tense, without a full stop.
+    pub message: String,
+    /// What to do: a command, SQL or a setting to paste.
+    pub remedy: String,
+}
+
+impl Failure {
+    /// A failure of `code`.
+    pub fn new(code: Code, message: impl Into<String>, remedy: impl Into<String>) -> Failure {
+        Failure { code, message: message.into(), remedy: remedy.into() }
+    }
+
+    /// The same failure, with what was being done in front.
+    #[must_use]
+    pub fn context(mut self, doing: &str) -> Failure {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
+    /// The exit status that it leads to.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        self.code.exit()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)?;
+        if !self.remedy.is_empty() {
+            write!(f, "\n  remedy: {}", self.remedy.replace('\n', "\n          "))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}

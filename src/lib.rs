@@ -1,0 +1,42 @@
+//! Postrider: every row that a committed transaction inserted into the outbox table is stored in a
+//! NATS JetStream stream once, in commit order.
+//!
+//! # The event's journey
+//!
+//! ```text
+//!  Postgres ─► connection ─► replication ─► pgoutput ─► outbox ─► delivery ─► nats ─► JetStream
+//!  walsender    frames        XLogData,      messages    Event      │  ▲        │
+//!     ▲                       keepalive                             ▼  └─ acks ─┘
+//!     └──────── standby status update (confirmed LSN) ◄────────── window
+//! ```
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`postgres`] | one server: target, TLS, connection, replication stream, pgoutput, preflight. Imports nothing of its siblings |
+//! | [`outbox`] | from a row to an event: presets, templates, headers. No I/O |
+//! | [`delivery`] | what may be sent, skipped and confirmed: position, chain, window, tail, marks. No I/O, no clock |
+//! | [`nats`] | the connection to JetStream: connect, stream, publish |
+//! | [`state`] | the checkpoint row in Postgres, fenced by session |
+//! | [`relay`] | the sessions and the one loop that drives all of the above |
+//! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
+//! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the embedded demonstration |
+//!
+//! # Invariants
+//!
+//! * An LSN is confirmed only when every event before it is stored, a committed checkpoint row
+//!   covers it, and it was received on the connection that confirms it.
+//! * A publish carries the sequence it expects: the stream refuses whatever is out of place.
+//! * Nothing is kept on disk: what must be remembered is one row in Postgres.
+//! * No lock and no channel of ours lies on the path of an event.
+
+pub mod cli;
+pub mod config;
+pub mod delivery;
+pub mod demo;
+pub mod error;
+pub mod nats;
+pub mod ops;
+pub mod outbox;
+pub mod postgres;
+pub mod relay;
+pub mod state;

@@ -1,0 +1,3 @@
+//! The `postrider` binary: hands over to [`postrider::cli`].
+
+fn main() {}
