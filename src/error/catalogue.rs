@@ -64,14 +64,139 @@ macro_rules! catalogue {
 catalogue! {
     Unexpected = "PR0001", Unexpected, Halt, "a fault that no one foresaw",
         "A bug or a broken environment. Nothing is lost: what was not confirmed is sent again at the next start. Please report it with the log.";
+    ServersMissing = "PR0002", Unexpected, Halt, "demo: the servers are not installed",
+        "`postrider demo` starts a Postgres and a nats-server of its own and found no program to start. `make demo` installs what is missing into the checkout; programs on PATH and in /usr/lib/postgresql/*/bin are used.";
+    DemoFailed = "PR0003", Unexpected, Halt, "demo: the proof does not hold",
+        "Some committed event was not consumed exactly once, in order, or a rolled-back one was. That is a bug: please report it with the output of `postrider demo --json`.";
+
+    UnknownKey = "PR0101", Usage, Halt, "a configuration key that does not exist",
+        "A key of the file or a POSTRIDER_* variable is not one that this version knows. The message names the nearest one. `postrider config` prints all keys with their values and where each came from.";
+    InvalidValue = "PR0102", Usage, Halt, "a configuration value that cannot be used",
+        "The value does not parse, or lies outside of what the key allows. The message says which key, where it was read, and what is accepted.";
+    MissingValue = "PR0103", Usage, Halt, "a configuration value is missing",
+        "postgres.url (or DATABASE_URL) and nats.url (or NATS_URL) must be given; so must outbox.subject with the preset `columns`.";
+    ConfigFile = "PR0104", Usage, Halt, "the configuration file cannot be read",
+        "The file given by --config does not exist, is not readable, or is not TOML. Without --config, ./postrider.toml and /etc/postrider/postrider.toml are tried, and having neither is fine.";
+    BadTemplate = "PR0105", Usage, Halt, "the subject template is wrong",
+        "A template is text and placeholders: {column}, {column:tokens}, {column:bucket(16)}. The text must be valid NATS subject tokens: no spaces, no wildcards, no empty token.";
+    OpenHttp = "PR0106", Usage, Halt, "HTTP would be open to everyone",
+        "http.listen names an address other than loopback, but neither http.token nor http.allow_anonymous is set.";
+    SubjectsUnclear = "PR0107", Usage, Halt, "the stream's subjects cannot be derived",
+        "`init` creates the stream with the literal beginning of outbox.subject, like `outbox.>`. A template that begins with a placeholder has none: create the stream yourself with the subjects that it shall bind.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";
     PostgresSession = "PR0202", Postgres, Retry, "the connection to Postgres ended",
         "The server restarted, ended the session, or the network broke. The relay starts a new session from the checkpoint row and the slot.";
+    PostgresAuth = "PR0203", Postgres, Operator, "Postgres refuses the login",
+        "The user, the password or pg_hba.conf does not fit. For a replication connection the pg_hba line must name the database itself: the keyword `replication` does not match logical replication.";
+    PostgresDatabase = "PR0204", Postgres, Operator, "the database does not exist",
+        "The database of postgres.url is not on that server.";
+    PostgresVersion = "PR0205", Postgres, Operator, "this Postgres is too old",
+        "Postgres 14 to 18 are supported. Version 13 can lose rows of a publication that was made while a transaction was open.";
+    WalLevel = "PR0206", Postgres, Operator, "wal_level is not logical",
+        "Logical decoding needs wal_level = logical, which takes a restart of the server. On RDS and Aurora set rds.logical_replication = 1, on Cloud SQL cloudsql.logical_decoding = on.";
+    ReplicationRole = "PR0207", Postgres, Operator, "the role may not replicate",
+        "The role needs the REPLICATION attribute (on RDS and Aurora membership in rds_replication).";
+    PublicationMissing = "PR0208", Postgres, Operator, "the publication does not exist",
+        "The slot decodes through a publication, which must exist before the slot does. `postrider init` makes both. If it was dropped while the slot lived, rows written since then may not be decodable.";
+    PublicationUnfit = "PR0209", Postgres, Operator, "the publication does not carry the outbox",
+        "It must publish inserts of the outbox table, with all columns that the preset reads, and with publish_via_partition_root for a partitioned table. Rows that were written before the table was added are not in the slot.";
+    TableMissing = "PR0210", Postgres, Operator, "the outbox table does not exist",
+        "outbox.table names no table of this database. Names are `schema.table`; names with capitals or dots are quoted: `\"Shop\".\"Outbox\"`.";
+    TableUnfit = "PR0211", Postgres, Operator, "the outbox is not a table that can be replicated",
+        "Only ordinary and partitioned tables whose rows are in the WAL can be published: not views, foreign, temporary or unlogged tables.";
+    ColumnsMissing = "PR0212", Postgres, Operator, "the outbox table lacks columns",
+        "The preset reads columns that the table does not have. Choose another outbox.preset, or name the columns: outbox.id, outbox.type, outbox.payload and so on.";
+    PresetUnclear = "PR0213", Postgres, Operator, "the preset cannot be told from the table",
+        "With outbox.preset = auto the table must have all columns of exactly one preset.";
+    PostgresTls = "PR0214", Postgres, Operator, "TLS with Postgres fails",
+        "sslmode=require asks for TLS and the server does not offer it, or the handshake failed.";
+    SchemaMissing = "PR0215", Postgres, Operator, "Postrider's own schema does not exist",
+        "The table of checkpoints lives in the schema of postgres.schema. `postrider init` makes it; sql/init.sql shows what it makes.";
+    PostgresRefuses = "PR0216", Postgres, Operator, "Postgres refuses a statement",
+        "The server answers with an error that no one foresaw at that place; its SQLSTATE and text are in the message. Often a missing privilege: sql/privileges.sql lists all that are needed.";
+    PostgresEncoding = "PR0217", Postgres, Operator, "the database has no encoding",
+        "A SQL_ASCII database can hold bytes that are no text, and a row with such bytes would stop the decoding for ever.";
 
     NatsUnreachable = "PR0301", Nats, Retry, "NATS cannot be reached",
         "No server of nats.url accepts a connection. The relay lets go of Postgres meanwhile, waits and tries again; with start_timeout it gives up after that time.";
+    NatsAuth = "PR0302", Nats, Operator, "NATS refuses the login",
+        "The user, the password or the token of nats.url does not fit.";
+    NoJetStream = "PR0303", Nats, Operator, "NATS has no JetStream",
+        "JetStream is not enabled on the server or for this account.";
+    StreamMissing = "PR0304", Nats, Operator, "the stream does not exist",
+        "`run` creates nothing. `postrider init` creates the stream together with the slot.";
+    StreamUnfit = "PR0305", Nats, Operator, "the stream cannot take an outbox",
+        "A stream that is a mirror, has sources, is sealed, does not acknowledge, persists asynchronously, or into which the server itself writes, cannot hold each event once and in order.";
+    StreamUnbound = "PR0306", Nats, Operator, "the stream does not bind the subjects",
+        "No subject that outbox.subject can produce is among the stream's subjects.";
+    ForeignMessage = "PR0307", Nats, Halt, "someone else writes into the stream",
+        "Behind the relay's last event stands a message that it did not write. One stream belongs to one pipeline: that is what makes order and once provable. Let another stream source this one and send the others there.";
+    NatsVersion = "PR0308", Nats, Operator, "this nats-server is too old",
+        "nats-server 2.9 and later are supported: older ones check the expected sequence differently.";
+    PublishRefused = "PR0309", Nats, Operator, "JetStream refuses to store",
+        "The stream or the account is full, or its storage fails. Nothing is lost: the relay keeps its place and tries again slowly.";
+    PublishForbidden = "PR0310", Nats, Operator, "publishing is not permitted",
+        "The NATS account may not publish to the event's subject: the server does not answer such a publish at all.";
+    NatsSession = "PR0311", Nats, Retry, "the connection to NATS broke or JetStream is silent",
+        "A publish was not answered in time, the connection was lost, or the stream has no leader. The relay reads the end of the stream and goes on behind it.";
+    MessageIdUnsafe = "PR0312", Nats, Operator, "nats.msg_id is unsafe here",
+        "Replicated streams of servers before 2.12 can acknowledge a message with Nats-Msg-Id that they did not store. Switch nats.msg_id off: the promise does not need it.";
+
+    SlotMissing = "PR0401", History, Halt, "the slot does not exist",
+        "Without its slot the relay cannot know which rows were written since. `postrider init` makes a new pipeline; `postrider init --adopt` goes on with an existing stream and says what is given up.";
+    SlotUnfit = "PR0402", History, Halt, "the slot belongs to something else",
+        "The slot uses another output plugin, lives in another database, is temporary, or decodes two-phase transactions. Choose another postgres.slot.";
+    SlotLost = "PR0403", History, Halt, "the slot is lost",
+        "Postgres removed WAL that the slot still needed (max_slot_wal_keep_size, idle_replication_slot_timeout). Events of the removed WAL are only in the outbox table.";
+    SlotAhead = "PR0404", History, Halt, "the slot is ahead of the server's WAL",
+        "confirmed_flush_lsn lies beyond the end of the WAL: Postgres would silently skip every row until then. It comes from a confirmation of another history, or from a restored server.";
+    CheckpointMissing = "PR0405", History, Halt, "the checkpoint row does not exist",
+        "The row of this slot is missing from <postgres.schema>.pipeline. It says how far the stream has been proved.";
+    CheckpointUnfit = "PR0406", History, Halt, "the checkpoint row is another pipeline's",
+        "The row names another stream than nats.stream, or another phase than `ready`.";
+    OtherSystem = "PR0407", History, Halt, "this is another Postgres cluster",
+        "The system identifier is not the one of the checkpoint row: the database was restored, dumped and loaded, or upgraded.";
+    StreamRecreated = "PR0408", History, Halt, "the stream was created anew",
+        "The stream's creation time is not the one of the checkpoint row: what was stored in the former stream is gone.";
+    StreamWentBack = "PR0409", History, Halt, "the stream lost confirmed messages",
+        "The stream ends before a message on which a confirmed LSN relies. The slot cannot send it again: it is only in the outbox table.";
+    ConfirmedElsewhere = "PR0410", History, Halt, "someone else moved the slot",
+        "confirmed_flush_lsn lies beyond what the checkpoint row says was settled: another client read this slot, or it was advanced by hand.";
+    HistoryDiffers = "PR0411", History, Halt, "the slot does not send what the stream holds",
+        "The event at a known position is not the one that was published from there, or it does not come: a disk snapshot put back, a slot made anew, another history under the same name.";
+    PublicationChanged = "PR0412", History, Halt, "the publication or the table was made anew",
+        "The table was taken out of the publication, or one of them was dropped and made again: rows written meanwhile are not in the slot.";
+    SlotBusy = "PR0413", History, Retry, "another relay holds the slot",
+        "A slot admits one reader: it is the leader lock. This relay stands by and takes over when the slot is free.";
+    StalePrimary = "PR0414", History, Retry, "this server is a former primary",
+        "The stream holds events of a newer timeline than the server's. The relay does not follow a former primary.";
+    SessionTaken = "PR0415", History, Retry, "another session took the checkpoint row",
+        "A relay that began later writes the row now. This session ends and stands by.";
+    SlotBlocked = "PR0416", History, Halt, "the slot cannot be created yet",
+        "Creating a slot waits for every transaction that was writing when it began. The message names them.";
+    SlotInUse = "PR0417", History, Halt, "the slot is in use",
+        "The command changes the slot or the checkpoint row and must not do so while a relay runs.";
+
+    BadSubject = "PR0501", Poison, Poison, "an event whose subject is not valid",
+        "A column of the template is empty or holds a space, a dot, a wildcard or a control character. {column:tokens} lets dots through.";
+    SubjectUnbound = "PR0502", Poison, Poison, "an event whose subject the stream does not bind",
+        "The stream's subjects do not match this event's subject, so JetStream would not store it.";
+    Oversize = "PR0503", Poison, Poison, "an event that is too large",
+        "Payload and headers exceed the server's max_payload or the stream's max_msg_size.";
+    HeaderTooLarge = "PR0504", Poison, Poison, "an event whose headers are too large",
+        "JetStream takes at most 64 KiB of headers.";
+    BadHeader = "PR0505", Poison, Poison, "an event with a header that cannot be sent",
+        "The headers column must be a JSON object of strings, numbers, booleans and nulls; names and values must not hold control characters.";
+    ReservedHeader = "PR0506", Poison, Poison, "an event with a reserved header",
+        "Names that begin with Nats- or Postrider-, in any case, are not the application's to set.";
+    NullId = "PR0507", Poison, Poison, "an event without an id",
+        "The id column is null.";
+    NullType = "PR0508", Poison, Poison, "an event without a type",
+        "The event type column is null.";
+    EventRefused = "PR0509", Poison, Poison, "an event that JetStream refuses",
+        "The server refuses this one message for a reason of its own, which is in the message.";
 }
 
 impl fmt::Display for Code {
