@@ -5,3 +5,4 @@
 
 pub mod lsn;
 pub mod text;
+pub mod timestamp;
