@@ -4,5 +4,6 @@
 //! published as a crate.
 
 pub mod lsn;
+pub mod pgoutput;
 pub mod text;
 pub mod timestamp;
