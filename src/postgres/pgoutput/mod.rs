@@ -35,6 +35,8 @@
 #![deny(clippy::indexing_slicing, clippy::as_conversions)]
 
 mod decode;
+#[cfg(test)]
+mod golden;
 mod message;
 mod reader;
 #[cfg(test)]
