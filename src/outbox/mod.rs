@@ -1,1 +1,125 @@
-//! outbox
+//! From an outbox row to an event: what it is called, where it goes, what it carries.
+//!
+//! Owns the presets, the subject template, the headers that a row alone determines, and the
+//! judgement that a row cannot be published ([`Poison`]). Does no I/O and knows no clock; position,
+//! commit time and expected sequence are the sender's to add.
+//!
+//! Three steps, from rare to hot:
+//!
+//! ```text
+//!  Settings ──Mapping::new──► Mapping ──resolve──► Resolved ──bind──► Table ──event──► Event
+//!  once, checks               once, chooses the     each Relation      each row
+//!  the template               preset                message
+//! ```
+//!
+//! Columns are found by name at every Relation message, because a migration may change their order
+//! and number between two rows. The preset is chosen once: a column that only told `auto` which
+//! preset it was (`processed`) may be dropped while the relay runs.
+//!
+//! Invariant: a row gives the same event whenever it is decoded, headers in the same order, so that
+//! what is sent again after a reconnect is what was sent before.
+
+mod headers;
+mod overlap;
+mod preset;
+pub mod subject;
+mod table;
+mod template;
+
+pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};
+pub use table::Table;
+pub use template::Template;
+
+use crate::error::Code;
+use crate::postgres::text::Text;
+use async_nats::HeaderName;
+use bytes::Bytes;
+
+/// A column of the outbox table, as the catalogue or a Relation message names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnInfo<'a> {
+    /// Its name, as it is: unquoted, case kept.
+    pub name: &'a str,
+    /// What its text holds.
+    pub kind: Kind,
+}
+
+/// What a column's text holds, as far as it matters to an event. A domain is of its base type's kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `json` or `jsonb`.
+    Json,
+    /// `bytea`, printed as hex.
+    Bytea,
+    /// Any other type.
+    Other,
+}
+
+/// What is published for a row, but for what the sender adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The id column's text.
+    pub id: Text,
+    /// A valid NATS subject.
+    pub subject: Text,
+    /// Every header that the row alone determines; no name stands twice.
+    pub headers: Vec<(HeaderName, Text)>,
+    /// The body; empty for a NULL payload.
+    pub payload: Bytes,
+}
+
+/// Why a row cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Poison {
+    /// Its place in the catalogue.
+    pub code: Code,
+    /// One of the contract's closed list, like `bad_subject`.
+    pub reason: &'static str,
+    /// What is wrong with which column, without a full stop.
+    pub message: String,
+}
+
+impl Poison {
+    fn bad_subject(message: String) -> Poison {
+        Poison { code: Code::BadSubject, reason: "bad_subject", message }
+    }
+
+    fn bad_header(message: String) -> Poison {
+        Poison { code: Code::BadHeader, reason: "bad_header", message }
+    }
+
+    fn reserved_header(message: String) -> Poison {
+        Poison { code: Code::ReservedHeader, reason: "reserved_header", message }
+    }
+
+    fn null_id(column: &str) -> Poison {
+        Poison { code: Code::NullId, reason: "null_id", message: format!("the id column `{column}` is null") }
+    }
+
+    fn null_type(column: &str) -> Poison {
+        let message = format!("the event type column `{column}` is null");
+        Poison { code: Code::NullType, reason: "null_type", message }
+    }
+
+    // The replication connection pins bytea_output = hex, so this is not the row's fault.
+    fn not_hex(column: &str) -> Poison {
+        let message = format!("the bytea column `{column}` is not printed as hex");
+        Poison { code: Code::Unexpected, reason: "refused", message }
+    }
+
+    /// The same, naming the event for the person who looks for its row.
+    fn of(mut self, id: &str) -> Poison {
+        self.message = format!("event {}: {}", excerpt(id), self.message);
+        self
+    }
+}
+
+/// Enough of a value to recognise it in a log.
+fn excerpt(value: &str) -> String {
+    const CHARS_MAX: usize = 60;
+    match value.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{:?}…", value.get(..end).unwrap_or_default()),
+        None => format!("{value:?}"),
+    }
+}
