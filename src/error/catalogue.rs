@@ -192,9 +192,9 @@ catalogue! {
     ReservedHeader = "PR0506", Poison, Poison, "an event with a reserved header",
         "Names that begin with Nats- or Postrider-, in any case, are not the application's to set.";
     NullId = "PR0507", Poison, Poison, "an event without an id",
-        "The id column is null.";
+        "The id column is null, and consumers tell events apart by their id. Give the column a NOT NULL constraint.";
     NullType = "PR0508", Poison, Poison, "an event without a type",
-        "The event type column is null.";
+        "The event type column is null, and the subject is made from it. Give the column a NOT NULL constraint.";
     EventRefused = "PR0509", Poison, Poison, "an event that JetStream refuses",
         "The server refuses this one message for a reason of its own, which is in the message.";
 }

@@ -6,6 +6,7 @@
 //! error is decided by [`Code::disposition`] alone.
 
 mod catalogue;
+mod postgres;
 
 pub use catalogue::Code;
 use std::fmt;

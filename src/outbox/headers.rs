@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub(super) static EVENT_ID: HeaderName = HeaderName::from_static("Postrider-Event-Id");
+pub(crate) static EVENT_ID: HeaderName = HeaderName::from_static("Postrider-Event-Id");
 pub(super) static EVENT_TYPE: HeaderName = HeaderName::from_static("Postrider-Event-Type");
 pub(super) static KEY: HeaderName = HeaderName::from_static("Postrider-Key");
 pub(super) static SCHEMA_VERSION: HeaderName = HeaderName::from_static("Postrider-Schema-Version");

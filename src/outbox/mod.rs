@@ -19,7 +19,7 @@
 //! Invariant: a row gives the same event whenever it is decoded, headers in the same order, so that
 //! what is sent again after a reconnect is what was sent before.
 
-mod headers;
+pub(crate) mod headers;
 mod overlap;
 mod preset;
 pub mod subject;

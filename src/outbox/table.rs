@@ -78,6 +78,12 @@ impl Table {
         self.preset
     }
 
+    /// The index of the id column.
+    #[must_use]
+    pub fn id_index(&self) -> usize {
+        self.id.index
+    }
+
     /// The event of a row. `cell` gives the text of the column at an index, None for NULL; the
     /// caller has checked that the row has as many columns as the relation.
     ///

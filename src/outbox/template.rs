@@ -15,6 +15,7 @@ use super::{Poison, excerpt, subject};
 use crate::error::{Code, Failure};
 use crate::postgres::text::Text;
 use bytes::Bytes;
+use std::fmt;
 use std::num::NonZeroU32;
 
 /// A checked template of the subject.
@@ -99,6 +100,20 @@ impl Template {
             })
         };
         Some(BoundTemplate { parts: self.segments.iter().map(bind).collect::<Option<_>>()? })
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for segment in &self.segments {
+            match segment {
+                Segment::Text(text) => f.write_str(text)?,
+                Segment::Column { name, form: Form::Token } => write!(f, "{{{name}}}")?,
+                Segment::Column { name, form: Form::Tokens } => write!(f, "{{{name}:tokens}}")?,
+                Segment::Column { name, form: Form::Bucket(n) } => write!(f, "{{{name}:bucket({n})}}")?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,8 +2,24 @@
 //!
 //! Knows nothing of outboxes or NATS and imports nothing of its sibling modules: it could be
 //! published as a crate.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`target`] | where to connect and as whom: one parsed target drives both kinds of connection |
+//! | [`connection`], [`replication`] | the walsender: login, frames, the stream of one slot, status updates |
+//! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
+//! | [`client`], [`preflight`] | ordinary SQL: the connection, and what the catalogues say |
+//! | [`error`] | what can go wrong, with the SQLSTATE kept |
 
+pub mod client;
+pub mod connection;
+pub mod error;
 pub mod lsn;
 pub mod pgoutput;
+pub mod preflight;
+pub mod replication;
+mod socket;
+pub mod target;
 pub mod text;
 pub mod timestamp;
+mod tls;

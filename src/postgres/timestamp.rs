@@ -21,6 +21,28 @@ const DAYS_PER_ERA: i64 = 146_097;
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
+    /// The system's clock.
+    #[must_use]
+    pub fn now() -> Timestamp {
+        Timestamp::from_system_time(SystemTime::now())
+    }
+
+    /// A moment of the system's clock, to the microsecond.
+    #[must_use]
+    pub fn from_system_time(time: SystemTime) -> Timestamp {
+        let micros = |distance: Duration| i64::try_from(distance.as_micros()).unwrap_or(i64::MAX);
+        Timestamp::from_unix_micros(match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => micros(since),
+            Err(before) => -micros(before.duration()),
+        })
+    }
+
+    /// The inverse of [`to_unix_micros`](Timestamp::to_unix_micros).
+    #[must_use]
+    pub fn from_unix_micros(micros: i64) -> Timestamp {
+        Timestamp(micros.saturating_sub(UNIX_TO_POSTGRES_MICROS))
+    }
+
     /// Microseconds since 1970-01-01; `i64::MAX` in the last thirty years that a timestamp reaches.
     #[must_use]
     pub fn to_unix_micros(self) -> i64 {

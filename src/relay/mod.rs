@@ -1,1 +1,140 @@
-//! relay
+//! The relay: sessions one after the other, each a pump from the slot into the stream.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | [`session`] | begins one: who are we talking to, where do we go on |
+//! | [`pump`] | the one loop |
+//! | [`intake`] | the slot's messages → events with a place |
+//! | [`upkeep`] | beside the loop: publication, stream's end, checkpoint row |
+//! | [`preflight`] | what must hold, with the remedy where it does not |
+//!
+//! An error ends the session; [`Code::disposition`](crate::error::Code::disposition) says what
+//! comes next: another session after a back-off, or the end of the process.
+
+mod intake;
+mod latency;
+pub mod preflight;
+mod pump;
+mod session;
+mod upkeep;
+
+use crate::config::Config;
+use crate::error::{Disposition, Failure};
+use crate::nats::connect::{self, Nats};
+use crate::ops::http::Pulse;
+use crate::ops::status::{Board, Role, State};
+use crate::outbox::Mapping;
+use pump::{End, Process};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// A server that restarts is back within seconds; a longer pause would only add to them.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Between two looks at what a person must mend.
+const PROBE_APART: Duration = Duration::from_secs(10);
+
+/// How long a walsender may be silent though it is asked for a sign of life. Doubled with each
+/// session that made no progress: it may be decoding a giant transaction.
+const PATIENCE_MIN: Duration = Duration::from_secs(60);
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// Runs until asked to stop, or until going on could lose or double events.
+///
+/// # Errors
+/// The failure that ended it, see [`Failure::exit`].
+pub async fn run(
+    config: &Config,
+    board: &Board,
+    pulse: &Pulse,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
+    let mut process = Process {
+        board: board.clone(),
+        pulse: pulse.clone(),
+        streamed: false,
+        published: 0,
+        latency: latency::Recent::new(),
+    };
+    let began = Instant::now();
+    let mut resolved = None;
+    let mut nats: Option<Nats> = None;
+    let mut pause = PAUSE_MIN;
+    let mut patience = PATIENCE_MIN;
+    loop {
+        let published = process.published;
+        let ended = match connected(config, &mut nats).await {
+            Ok(nats) => {
+                session::run(config, &mut process, &mapping, &mut resolved, nats, patience, &mut stop).await
+            }
+            Err(failure) => End::Failed(failure),
+        };
+        let failure = match ended {
+            End::Stopped => return Ok(()),
+            End::Failed(failure) => failure,
+        };
+        if process.published > published {
+            (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
+        }
+        let wait = match failure.code.disposition() {
+            Disposition::Halt | Disposition::Poison => return Err(halted(board, failure)),
+            Disposition::Operator if !process.streamed => return Err(halted(board, failure)),
+            Disposition::Operator => PROBE_APART,
+            Disposition::Retry => {
+                let late = config.start_timeout.is_some_and(|limit| began.elapsed() >= limit);
+                if late && !process.streamed {
+                    return Err(halted(board, failure.context("start_timeout has passed")));
+                }
+                pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+            }
+        };
+        warn!(code = %failure.code, error = failure.message, remedy = failure.remedy, retry_in = ?wait, "the session ended");
+        board.update(|status| {
+            (status.role, status.state, status.reason) = (Role::Waiting, State::Waiting, failure.message.clone());
+            status.last_error = Some((&failure).into());
+        });
+        (pause, patience) = ((pause * 2).min(PAUSE_MAX), (patience * 2).min(PATIENCE_MAX));
+        if wait_or_stop(wait, pulse, &mut stop).await {
+            return Ok(());
+        }
+    }
+}
+
+fn halted(board: &Board, failure: Failure) -> Failure {
+    error!(code = %failure.code, error = failure.message, "halted");
+    board.update(|status| {
+        (status.role, status.state, status.reason) = (Role::Halted, State::Halt, failure.message.clone());
+        status.last_error = Some((&failure).into());
+    });
+    failure
+}
+
+/// The connection to NATS, made anew when the last one is down: its fault then has a name.
+async fn connected<'a>(config: &Config, nats: &'a mut Option<Nats>) -> Result<&'a Nats, Failure> {
+    if nats.as_ref().is_some_and(|nats| !nats.link.borrow().up) {
+        *nats = None;
+    }
+    Ok(match nats {
+        Some(nats) => nats,
+        None => nats.insert(connect::connect(&config.nats.servers).await?),
+    })
+}
+
+/// Whether it was asked to stop meanwhile.
+async fn wait_or_stop(wait: Duration, pulse: &Pulse, stop: &mut watch::Receiver<bool>) -> bool {
+    let until = Instant::now() + wait;
+    while Instant::now() < until {
+        pulse.beat();
+        let step = until.min(Instant::now() + Duration::from_secs(1));
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return true,
+            () = tokio::time::sleep_until(step) => {}
+        }
+    }
+    false
+}

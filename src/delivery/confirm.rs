@@ -1,0 +1,250 @@
+//! When the checkpoint row is written, and which LSN is safe to confirm.
+//!
+//! A boundary is confirmed when
+//!
+//! 1. every event before it is stored (it was settled);
+//! 2. a committed row covers it: `settled_lsn` at or beyond it, `confirmed_seq` at or beyond the
+//!    sequence that it relies on. Otherwise a stream that lost that message could not be told from
+//!    one that never had it;
+//! 3. it has aged for `hold_back` since the last acknowledgement that it relies on: by then
+//!    nats-server has synced the message to disk, so that a power loss there only takes what the
+//!    slot can still send;
+//! 4. the publication was seen whole after the WAL position `checked`, and it is not beyond that.
+//!
+//! The row is written at most once a second while events are settled. While only foreign traffic
+//! moves the boundary it is written once a MiB, and once more a minute after the last write: the
+//! server logs its running transactions within 15 s of activity, and only past such a record can
+//! `restart_lsn` move. That last write calls for no further one, so an idle server stays idle.
+
+use super::checkpoint::Checkpoint;
+use super::position::{Identity, Place, Position};
+use crate::postgres::lsn::Lsn;
+use crate::postgres::text::Text;
+use crate::postgres::timestamp::Timestamp;
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// At most so many marks; neighbours are merged instead.
+const MARKS_MAX: usize = 32;
+
+/// Marks are at least so far apart: 32 of them span the 10 s between two looks at the publication.
+const MARK_APART_MIN: Duration = Duration::from_millis(500);
+
+const WRITE_APART: Duration = Duration::from_secs(1);
+const WRITE_LAST: Duration = Duration::from_secs(60);
+const WRITE_BYTES: u64 = 1 << 20;
+
+/// A settled boundary, when it was settled, and the sequence that it relies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Point {
+    settled: Instant,
+    lsn: Lsn,
+    seq: u64,
+}
+
+/// Boundaries that come of age together.
+#[derive(Debug)]
+struct Mark {
+    opened: Instant,
+    latest: Point,
+    /// As it was when a row was last written: what is settled later may wait long for its row.
+    covered: Option<Point>,
+}
+
+/// A row to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// Its values.
+    pub row: Checkpoint,
+    /// It is the one that calls for no further one.
+    rests: bool,
+}
+
+/// The settled prefix of a session, the row, and the marks between them and the slot.
+#[derive(Debug)]
+pub struct Ledger {
+    /// As last committed.
+    row: Checkpoint,
+    seq: u64,
+    /// The last event that this session settled.
+    last: Option<(Place, Timestamp, Text)>,
+    passed_seq: u64,
+    settled: Lsn,
+    /// The last event is settled, the boundary behind it is not.
+    open: bool,
+    /// The boundary behind the last settled event.
+    owed: Lsn,
+    confirmed: Lsn,
+    checked: Lsn,
+    hold_back: Duration,
+    marks: VecDeque<Mark>,
+    written: Instant,
+    rested: bool,
+}
+
+impl Ledger {
+    /// A session's, taken over from `row` at `now`; the slot is confirmed up to `confirmed`, all is
+    /// settled up to `settled`. Marks begin anew: what an earlier session knew of time is gone.
+    #[must_use]
+    pub fn new(row: Checkpoint, confirmed: Lsn, settled: Lsn, hold_back: Duration, now: Instant) -> Ledger {
+        Ledger {
+            seq: row.seq,
+            last: None,
+            passed_seq: row.passed_seq,
+            row,
+            settled,
+            open: false,
+            owed: Lsn::ZERO,
+            confirmed,
+            checked: Lsn::ZERO,
+            hold_back,
+            marks: VecDeque::new(),
+            written: now,
+            rested: false,
+        }
+    }
+
+    /// An event is settled: stored at `seq`.
+    pub fn event(&mut self, seq: u64, place: Place, commit_time: Timestamp, event_id: Text) {
+        debug_assert!(seq > self.seq, "sequence {seq} after {}", self.seq);
+        self.seq = seq;
+        self.last = Some((place, commit_time, event_id));
+        self.open = true;
+    }
+
+    /// Messages up to `seq` are judged.
+    pub fn passed(&mut self, seq: u64) {
+        self.passed_seq = self.passed_seq.max(seq);
+    }
+
+    /// A boundary is settled at `now`.
+    pub fn boundary(&mut self, lsn: Lsn, now: Instant) {
+        self.settled = self.settled.max(lsn);
+        if std::mem::take(&mut self.open) {
+            self.owed = lsn;
+        }
+        let newest = self.marks.back().map_or(self.confirmed, |mark| mark.latest.lsn);
+        if lsn <= newest {
+            return;
+        }
+        let latest = Point { settled: now, lsn, seq: self.seq };
+        let apart = (self.hold_back / 24).max(MARK_APART_MIN);
+        match self.marks.back_mut() {
+            Some(mark) if mark.opened + apart > now => mark.latest = latest,
+            _ => self.marks.push_back(Mark { opened: now, latest, covered: None }),
+        }
+        if self.marks.len() > MARKS_MAX {
+            // The oldest stays, so that something always comes of age.
+            self.marks.remove(1);
+        }
+    }
+
+    /// The publication was whole after the WAL stood at `lsn`.
+    pub fn checked(&mut self, lsn: Lsn) {
+        self.checked = self.checked.max(lsn);
+    }
+
+    /// The newest boundary that has come of age, up to `limit`.
+    fn aged(&self, now: Instant, limit: Lsn) -> Option<Point> {
+        let limit = limit.min(self.checked);
+        let aged = |point: &Point| point.lsn <= limit && point.settled + self.hold_back <= now;
+        self.marks.iter().rev().flat_map(|mark| [Some(mark.latest), mark.covered]).flatten().find(aged)
+    }
+
+    /// The row to write now, if one is owed.
+    #[must_use]
+    pub fn due(&mut self, now: Instant) -> Option<Write> {
+        let since = now.saturating_duration_since(self.written);
+        let moved = self.seq != self.row.seq || self.passed_seq > self.row.passed_seq;
+        let owed = self.owed > self.row.settled_lsn;
+        let far = self.settled.bytes_since(self.row.settled_lsn) >= WRITE_BYTES;
+        let relied = self.aged(now, self.settled).is_some_and(|point| point.seq > self.row.confirmed_seq);
+        let busy = since >= WRITE_APART && (moved || owed || far || relied);
+        let rests = !self.rested && since >= WRITE_LAST && self.settled > self.row.settled_lsn;
+        (busy || rests).then(|| Write { rests: !busy, ..self.write(now) })
+    }
+
+    /// The row as it should be now, due or not: at a drain and before a halt.
+    #[must_use]
+    pub fn write(&mut self, now: Instant) -> Write {
+        if let Some(mark) = self.marks.back_mut() {
+            mark.covered = Some(mark.latest);
+        }
+        let relied = self.aged(now, self.settled).map_or(0, |point| point.seq);
+        let row = Checkpoint {
+            seq: self.seq,
+            last: self.last(),
+            passed_seq: self.passed_seq,
+            settled_lsn: self.settled,
+            confirmed_seq: self.row.confirmed_seq.max(relied),
+            ..self.row.clone()
+        };
+        Write { row, rests: false }
+    }
+
+    /// `write` is committed.
+    pub fn written(&mut self, write: Write, now: Instant) {
+        self.rested = write.rests;
+        self.written = now;
+        self.row = write.row;
+    }
+
+    /// The row as last committed.
+    #[must_use]
+    pub fn committed(&self) -> &Checkpoint {
+        &self.row
+    }
+
+    /// What could be confirmed now: look at the stream first, then [`confirm`](Ledger::confirm).
+    #[must_use]
+    pub fn confirmable(&self, now: Instant) -> Option<Lsn> {
+        let row = &self.row;
+        let point = self.aged(now, row.settled_lsn).filter(|point| point.seq <= row.confirmed_seq)?;
+        (point.lsn > self.confirmed).then_some(point.lsn)
+    }
+
+    /// `lsn` is confirmed to Postgres from now on.
+    pub fn confirm(&mut self, lsn: Lsn) {
+        debug_assert!(lsn > self.confirmed && lsn <= self.row.settled_lsn, "{lsn} is not covered");
+        self.confirmed = self.confirmed.max(lsn);
+        self.marks.retain(|mark| mark.latest.lsn > lsn);
+    }
+
+    /// The LSN that status updates carry.
+    #[must_use]
+    pub fn confirmed_lsn(&self) -> Lsn {
+        self.confirmed
+    }
+
+    /// The highest settled boundary.
+    #[must_use]
+    pub fn settled_lsn(&self) -> Lsn {
+        self.settled
+    }
+
+    /// The sequence of the last settled event.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Messages behind this one are to be judged at a SYNC.
+    #[must_use]
+    pub fn judged_seq(&self) -> u64 {
+        self.seq.max(self.passed_seq)
+    }
+
+    /// The last settled event.
+    #[must_use]
+    pub fn last(&self) -> Option<Identity> {
+        let Some((place, commit_time, event_id)) = &self.last else { return self.row.last.clone() };
+        let Checkpoint { system_id, timeline, slot, .. } = &self.row;
+        let (system_id, timeline, slot) = (*system_id, *timeline, slot.clone());
+        Some(Identity {
+            position: Position { system_id, timeline, slot, place: *place },
+            commit_time: *commit_time,
+            event_id: event_id.to_string(),
+        })
+    }
+}

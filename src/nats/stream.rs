@@ -1,0 +1,327 @@
+//! The stream as the leader knows it: what it is, where it ends, what stands where.
+//!
+//! Requests are made by hand, since async-nats's types leave out fields that decide here. Never by
+//! direct get: any replica may answer it, and it may lag behind the leader (ADR-31).
+
+use super::connect::Nats;
+use crate::delivery::opening::{Stored, StreamEnd};
+use crate::delivery::position::Identity;
+use crate::error::{Code, Failure};
+use crate::outbox::Template;
+use crate::postgres::timestamp::Timestamp;
+use async_nats::RequestErrorKind;
+use async_nats::jetstream::stream::RawMessageErrorKind;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Duration;
+
+/// Requests for single messages at a time.
+const READ_AHEAD: usize = 256;
+
+/// What decides whether a stream can take an outbox (`STREAM.INFO`, ADR-33 and later).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Subject filters.
+    pub subjects: Vec<String>,
+    /// `limits`, `interest`, `workqueue`.
+    pub retention: String,
+    /// `old` or `new`.
+    pub discard: String,
+    /// Largest message, headers included; -1: no limit.
+    pub max_msg_size: i64,
+    /// -1: no limit.
+    pub max_msgs: i64,
+    /// -1: no limit.
+    pub max_bytes: i64,
+    /// Copies in a cluster.
+    pub num_replicas: usize,
+    no_ack: bool,
+    sealed: bool,
+    mirror: Option<serde_json::Value>,
+    sources: Option<Vec<serde_json::Value>>,
+    persist_mode: Option<String>,
+    subject_delete_marker_ttl: Option<u64>,
+    allow_msg_schedules: bool,
+    allow_msg_counter: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            subjects: Vec::new(),
+            retention: String::new(),
+            discard: String::new(),
+            max_msg_size: -1,
+            max_msgs: -1,
+            max_bytes: -1,
+            num_replicas: 1,
+            no_ack: false,
+            sealed: false,
+            mirror: None,
+            sources: None,
+            persist_mode: None,
+            subject_delete_marker_ttl: None,
+            allow_msg_schedules: false,
+            allow_msg_counter: false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct State {
+    last_seq: u64,
+    messages: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Info {
+    config: Config,
+    state: State,
+    created: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    code: u64,
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refused {
+    error: ApiError,
+}
+
+/// What a look at the stream shows.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// How it is configured.
+    pub config: Config,
+    /// Where it ends.
+    pub end: StreamEnd,
+    /// How many messages it holds.
+    pub messages: u64,
+}
+
+/// One stream by name.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    nats: Nats,
+    raw: async_nats::jetstream::stream::Stream<()>,
+    name: String,
+}
+
+impl Stream {
+    /// The stream `name`, whether it exists or not.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub async fn named(nats: &Nats, name: &str) -> Result<Stream, Failure> {
+        let context = async_nats::jetstream::new(nats.client.clone());
+        let raw = context.get_stream_no_info(name).await.map_err(|error| {
+            Failure::new(Code::InvalidValue, format!("nats.stream `{name}`: {error}"), "choose another name")
+        })?;
+        Ok(Stream { nats: nats.clone(), raw, name: name.to_owned() })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Asks the leader.
+    ///
+    /// # Errors
+    /// PR0304 when it does not exist, PR0303 without JetStream, PR0311 when nobody answers.
+    pub async fn look(&self) -> Result<Look, Failure> {
+        let answer = self.ask("STREAM.INFO", &json!({})).await?;
+        let info: Info = serde_json::from_slice(&answer).map_err(|error| self.unreadable(&error))?;
+        Ok(Look {
+            config: info.config,
+            end: StreamEnd { last_seq: info.state.last_seq, created: created(&info.created)? },
+            messages: info.state.messages,
+        })
+    }
+
+    /// Creates it: file storage, limits, discard new.
+    ///
+    /// # Errors
+    /// As [`look`](Stream::look), and whatever the server has against it.
+    pub async fn create(&self, new: &New) -> Result<Look, Failure> {
+        let nanos = new.max_age.map_or(0, |age| age.as_nanos());
+        let request = json!({
+            "name": self.name, "subjects": new.subjects, "storage": "file", "retention": "limits",
+            "discard": "new", "num_replicas": new.replicas, "max_age": u64::try_from(nanos).unwrap_or(0),
+            "max_bytes": new.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+            "max_msgs": -1, "max_msg_size": -1, "max_msgs_per_subject": -1, "max_consumers": -1,
+            "description": "an outbox, written by postrider alone",
+        });
+        self.ask("STREAM.CREATE", &request).await?;
+        self.look().await
+    }
+
+    async fn ask(&self, what: &str, request: &serde_json::Value) -> Result<bytes::Bytes, Failure> {
+        let subject = format!("$JS.API.{what}.{}", self.name);
+        let answer = self.nats.client.request(subject, request.to_string().into()).await.map_err(|error| {
+            match error.kind() {
+                RequestErrorKind::NoResponders if !self.nats.client.server_info().jetstream => no_jetstream(),
+                _ => self.silent(&error.to_string()),
+            }
+        })?;
+        match serde_json::from_slice::<Refused>(&answer.payload) {
+            Ok(refused) => Err(self.refused(&refused.error)),
+            Err(_) => Ok(answer.payload),
+        }
+    }
+
+    fn refused(&self, error: &ApiError) -> Failure {
+        let name = &self.name;
+        match (error.err_code, error.code) {
+            (10_059, _) => Failure::new(
+                Code::StreamMissing,
+                format!("stream `{name}` does not exist"),
+                "postrider init",
+            ),
+            (10_039 | 10_076, _) => no_jetstream(),
+            (_, 503) | (10_008 | 10_009, _) => self.silent(&error.description),
+            (code, _) => Failure::new(
+                Code::PublishRefused,
+                format!("stream `{name}`: {} (error {code})", error.description),
+                "see the account's JetStream limits: nats account info",
+            ),
+        }
+    }
+
+    fn silent(&self, why: &str) -> Failure {
+        Failure::new(
+            Code::NatsSession,
+            format!("JetStream does not answer for stream `{}`: {why}", self.name),
+            "see nats-server's log; in a cluster, that the stream has a leader: nats stream info",
+        )
+    }
+
+    fn unreadable(&self, error: &serde_json::Error) -> Failure {
+        self.silent(&format!("an answer that does not parse: {error}"))
+    }
+
+    /// What stands at `seq`.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn message(&self, seq: u64) -> Result<Stored, Failure> {
+        match self.raw.get_raw_message(seq).await {
+            Ok(message) => Ok(identify(&message.headers)
+                .map_or_else(|| Stored::Foreign(message.subject.to_string()), |event| Stored::Event(Box::new(event)))),
+            Err(error) => match error.kind() {
+                RawMessageErrorKind::NoMessageFound => Ok(Stored::Gone),
+                RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok(Stored::Gone),
+                _ => Err(self.silent(&error.to_string())),
+            },
+        }
+    }
+
+    /// What stands at `first` to `last`, in order.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn messages(&self, first: u64, last: u64) -> Result<Vec<(u64, Stored)>, Failure> {
+        stream::iter(first..=last)
+            .map(|seq| async move { Ok((seq, self.message(seq).await?)) })
+            .buffered(READ_AHEAD)
+            .try_collect()
+            .await
+    }
+}
+
+/// A stream to be created.
+#[derive(Debug, Clone)]
+pub struct New {
+    /// Subject filters.
+    pub subjects: Vec<String>,
+    /// Copies in a cluster.
+    pub replicas: usize,
+    /// Messages older than that expire.
+    pub max_age: Option<Duration>,
+    /// Most bytes.
+    pub max_bytes: Option<u64>,
+}
+
+impl Config {
+    /// Whether the stream can hold each event once and in order.
+    ///
+    /// # Errors
+    /// PR0305 with the reason, PR0306 when it binds nothing that `template` can produce.
+    pub fn fits(&self, name: &str, template: &Template) -> Result<(), Failure> {
+        let unfit = [
+            (self.mirror.is_some(), "is a mirror"),
+            (self.sources.as_ref().is_some_and(|sources| !sources.is_empty()), "has sources"),
+            (self.sealed, "is sealed"),
+            (self.no_ack, "does not acknowledge (no_ack)"),
+            (self.persist_mode.as_deref() == Some("async"), "persists asynchronously: a crash loses what it acknowledged"),
+            (self.subject_delete_marker_ttl.is_some_and(|ttl| ttl > 0), "lets the server write delete markers into it"),
+            (self.allow_msg_schedules, "lets the server write scheduled messages into it"),
+            (self.allow_msg_counter, "is a counter"),
+        ];
+        if let Some((_, why)) = unfit.iter().find(|(is, _)| *is) {
+            return Err(Failure::new(
+                Code::StreamUnfit,
+                format!("stream `{name}` {why}"),
+                "choose another nats.stream; postrider init creates one that fits",
+            ));
+        }
+        if !self.subjects.iter().any(|filter| template.overlaps(filter)) {
+            return Err(Failure::new(
+                Code::StreamUnbound,
+                format!(
+                    "stream `{name}` binds {}, and outbox.subject is `{template}`",
+                    if self.subjects.is_empty() { "nothing".to_owned() } else { self.subjects.join(", ") }
+                ),
+                format!("nats stream edit {name} --subjects '…', or change outbox.subject"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is accepted, and to be known.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let limited = self.max_msgs > 0 || self.max_bytes > 0;
+        let mut warnings = Vec::new();
+        if self.discard != "new" && limited {
+            warnings.push("the stream discards old messages when it is full: consumers that are slow lose events");
+        }
+        warnings
+    }
+}
+
+/// Which event a message's headers say it is.
+fn identify(headers: &async_nats::HeaderMap) -> Option<Identity> {
+    use super::publish::{COMMIT_TIME, POSITION};
+    use crate::outbox::headers::EVENT_ID;
+    Some(Identity {
+        position: headers.get(POSITION.clone())?.as_str().parse().ok()?,
+        commit_time: headers.get(COMMIT_TIME.clone())?.as_str().parse().ok()?,
+        event_id: headers.get(EVENT_ID.clone())?.as_str().to_owned(),
+    })
+}
+
+fn no_jetstream() -> Failure {
+    Failure::new(
+        Code::NoJetStream,
+        "JetStream is not enabled on this server or for this account",
+        "start it with `nats-server -js`, or enable JetStream for the account in its configuration",
+    )
+}
+
+/// RFC 3339 in UTC with nanoseconds: kept to the microsecond, as the checkpoint row keeps it.
+fn created(text: &str) -> Result<Timestamp, Failure> {
+    humantime::parse_rfc3339(text).map(Timestamp::from_system_time).map_err(|error| {
+        Failure::new(Code::NatsSession, format!("the stream's creation time `{text}` does not parse: {error}"), "")
+    })
+}

@@ -1,0 +1,127 @@
+//! `/status`, `/healthz` and `/readyz`, on a thread of their own: nothing here can slow the pump.
+
+use super::status::Board;
+use crate::config::Http;
+use crate::postgres::target::Secret;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+
+/// The loop turns at least ten times a second: one that has not for so long hangs, and only a
+/// restart helps.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// Fed by the pump, looked at by `/healthz`.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    began: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Default for Pulse {
+    fn default() -> Pulse {
+        Pulse { began: Instant::now(), millis: Arc::default() }
+    }
+}
+
+impl Pulse {
+    /// The loop turns.
+    pub fn beat(&self) {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    board: Board,
+    pulse: Pulse,
+    token: Option<Secret>,
+}
+
+/// Serves on `http.listen` until the process ends. A port that is taken is a warning: the relay's
+/// work does not depend on it.
+pub fn serve(http: &Http, board: Board, pulse: Pulse) {
+    let Some(address) = http.listen else { return };
+    let shared = Shared { board, pulse, token: http.token.clone() };
+    let spawned = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::warn!(%error, "HTTP is off"),
+        };
+        runtime.block_on(async {
+            let listener = match TcpListener::bind(address).await {
+                Ok(listener) => listener,
+                Err(error) => {
+                    return tracing::warn!(%address, %error, "HTTP is off: choose another http.listen");
+                }
+            };
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "HTTP listens");
+            }
+            if let Err(error) = axum::serve(listener, router(shared)).await {
+                tracing::warn!(%error, "HTTP ended");
+            }
+        });
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "HTTP is off");
+    }
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/readyz", get(readyz))
+        .route_layer(middleware::from_fn_with_state(shared.clone(), authorized))
+        .route("/healthz", get(healthz))
+        .with_state(shared)
+}
+
+/// `/healthz` stays open: a supervisor has no token, and it tells nothing.
+async fn authorized(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let fits = shared.token.as_ref().is_none_or(|token| {
+        given
+            .and_then(|given| given.strip_prefix("Bearer "))
+            .is_some_and(|given| aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), token.expose().as_bytes()).is_ok())
+    });
+    if fits {
+        return next.run(request).await;
+    }
+    let remedy = "send the header `Authorization: Bearer <http.token>`\n";
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], remedy).into_response()
+}
+
+async fn status(State(shared): State<Shared>) -> Response {
+    match serde_json::to_vec(&shared.board.read()) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    let status = shared.board.read();
+    let code = if status.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, format!("{}\n", status.reason)).into_response()
+}
+
+async fn healthz(State(shared): State<Shared>) -> Response {
+    let age = shared.pulse.age();
+    if age < STUCK_AFTER {
+        return (StatusCode::OK, "ok\n").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {} s\n", age.as_secs())).into_response()
+}

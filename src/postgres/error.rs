@@ -1,0 +1,134 @@
+//! What can go wrong with a Postgres server, with the SQLSTATE kept.
+
+use super::pgoutput::DecodeError;
+use postgres_protocol::message::backend::ErrorFields;
+use std::fmt;
+use std::io;
+use tokio_postgres::error::SqlState;
+
+/// An error of a connection to Postgres. After any of them but [`Error::Server`] the connection is
+/// of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No TCP or socket connection comes about.
+    #[error("cannot connect to {host}: {source}")]
+    Connect {
+        /// Host and port, or the socket.
+        host: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Reading or writing fails.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The server closed the connection without a word.
+    #[error("the server closed the connection")]
+    Closed,
+    /// Nothing came in time; what was waited for.
+    #[error("no answer in time: {0}")]
+    Timeout(&'static str),
+    /// The server says no.
+    #[error("{0}")]
+    Server(Box<ServerError>),
+    /// The peer does not speak the protocol.
+    #[error("protocol violation: {0}")]
+    Protocol(String),
+    /// A message of the output plugin does not decode.
+    #[error("pgoutput does not decode: {0}")]
+    Decode(#[from] DecodeError),
+    /// The login cannot be done on our side: a missing password, a method that is not supported.
+    #[error("login: {0}")]
+    Login(String),
+    /// TLS is not offered or its handshake fails.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// Every host is in recovery, and a writable one is wanted.
+    #[error("{0} is read-only, and target_session_attrs=read-write asks for a primary")]
+    ReadOnly(String),
+}
+
+/// An ErrorResponse or NoticeResponse (Postgres manual, "Error and Notice Message Fields").
+#[derive(Debug, Clone)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL`, `PANIC`, `WARNING`, …, never translated.
+    pub severity: String,
+    /// The SQLSTATE.
+    pub code: SqlState,
+    /// The primary message.
+    pub message: String,
+    /// More of it.
+    pub detail: Option<String>,
+    /// What the server suggests.
+    pub hint: Option<String>,
+    /// Where: for a decoding error the slot, the plugin and the LSN.
+    pub context: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the fields of an ErrorResponse or a NoticeResponse; a message that is not UTF-8 (the
+    /// login may fail before the encoding is set) is read lossily.
+    ///
+    /// # Errors
+    /// The body is malformed.
+    pub(super) fn read(mut fields: ErrorFields<'_>) -> io::Result<ServerError> {
+        use fallible_iterator::FallibleIterator;
+        let mut error = ServerError {
+            severity: String::new(),
+            code: SqlState::INTERNAL_ERROR,
+            message: String::new(),
+            detail: None,
+            hint: None,
+            context: None,
+        };
+        while let Some(field) = fields.next()? {
+            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
+            match field.type_() {
+                b'V' => error.severity = text,
+                b'C' => error.code = SqlState::from_code(&text),
+                b'M' => error.message = text,
+                b'D' => error.detail = Some(text),
+                b'H' => error.hint = Some(text),
+                b'W' => error.context = Some(text),
+                _ => {}
+            }
+        }
+        Ok(error)
+    }
+}
+
+impl From<&tokio_postgres::error::DbError> for ServerError {
+    fn from(error: &tokio_postgres::error::DbError) -> ServerError {
+        ServerError {
+            severity: error.severity().to_owned(),
+            code: error.code().clone(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+            context: error.where_().map(str::to_owned),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Error {
+        use std::error::Error as _;
+        if let Some(server) = error.as_db_error() {
+            return Error::Server(Box::new(server.into()));
+        }
+        if error.is_closed() {
+            return Error::Closed;
+        }
+        let source = error.source().map(ToString::to_string);
+        Error::Protocol(source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}")))
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SQLSTATE {})", self.message, self.code.code())?;
+        for more in [&self.detail, &self.hint, &self.context].into_iter().flatten() {
+            write!(f, "; {more}")?;
+        }
+        Ok(())
+    }
+}

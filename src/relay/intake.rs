@@ -1,0 +1,172 @@
+//! From the slot's messages to events with a place: follows transactions and relations.
+
+use super::preflight::kind;
+use crate::delivery::position::Place;
+use crate::error::{Code, Failure};
+use crate::nats::publish::TransactionHeaders;
+use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table};
+use crate::postgres::lsn::Lsn;
+use crate::postgres::pgoutput::{Column, Insert, Message, Relation, Tuple};
+use crate::postgres::text::Text;
+use crate::postgres::timestamp::Timestamp;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A row of the outbox, as the slot sent it.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) place: Place,
+    pub(super) commit_time: Timestamp,
+    /// None when the id column is null or no text.
+    pub(super) id: Option<Text>,
+    pub(super) transaction: Arc<TransactionHeaders>,
+    tuple: Tuple,
+}
+
+/// What a message of the slot amounts to.
+#[derive(Debug)]
+pub(super) enum Step {
+    Event(Taken),
+    /// A transaction ended.
+    Commit { commit_lsn: Lsn, end_lsn: Lsn },
+    /// Nothing to be done.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    commit_lsn: Lsn,
+    commit_time: Timestamp,
+    /// The next insert's.
+    index: u64,
+    headers: Option<Arc<TransactionHeaders>>,
+}
+
+/// Follows one replication stream.
+#[derive(Debug)]
+pub(super) struct Intake {
+    /// `<system id>/<timeline>/<slot>/`
+    origin: String,
+    outbox_oid: u32,
+    resolved: Resolved,
+    columns: usize,
+    table: Option<Table>,
+    /// Types that are not built in; a domain is of its base type's kind.
+    kinds: HashMap<u32, Kind>,
+    transaction: Option<Transaction>,
+}
+
+impl Intake {
+    pub(super) fn new(origin: String, outbox_oid: u32, resolved: Resolved) -> Intake {
+        let kinds = HashMap::new();
+        Intake { origin, outbox_oid, resolved, columns: 0, table: None, kinds, transaction: None }
+    }
+
+    /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
+    pub(super) fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    pub(super) fn take(&mut self, message: Message) -> Result<Step, Failure> {
+        match message {
+            Message::Insert(insert) if insert.relation_oid == self.outbox_oid => self.insert(insert).map(Step::Event),
+            Message::Begin(begin) => {
+                self.transaction = Some(Transaction {
+                    commit_lsn: begin.final_lsn,
+                    commit_time: begin.commit_time,
+                    index: 0,
+                    headers: None,
+                });
+                Ok(Step::Nothing)
+            }
+            Message::Commit(commit) => {
+                self.transaction = None;
+                Ok(Step::Commit { commit_lsn: commit.commit_lsn, end_lsn: commit.end_lsn })
+            }
+            Message::Relation(relation) if relation.oid == self.outbox_oid => {
+                self.relation(&relation)?;
+                Ok(Step::Nothing)
+            }
+            Message::Type(kind) => {
+                let of = match (kind.namespace.as_str(), kind.name.as_str()) {
+                    ("pg_catalog", "json" | "jsonb") => Kind::Json,
+                    ("pg_catalog", "bytea") => Kind::Bytea,
+                    _ => Kind::Other,
+                };
+                self.kinds.insert(kind.oid, of);
+                Ok(Step::Nothing)
+            }
+            // Other tables of the publication, and what an insert-only publication does not send.
+            Message::Insert(_)
+            | Message::Relation(_)
+            | Message::Origin(_)
+            | Message::Update(_)
+            | Message::Delete(_)
+            | Message::Truncate(_)
+            | Message::Message(_) => Ok(Step::Nothing),
+        }
+    }
+
+    fn relation(&mut self, relation: &Relation) -> Result<(), Failure> {
+        let columns: Vec<_> = relation
+            .columns
+            .iter()
+            .map(|column| ColumnInfo {
+                name: &column.name,
+                kind: self.kinds.get(&column.type_oid).copied().unwrap_or_else(|| kind(column.type_oid)),
+            })
+            .collect();
+        self.columns = columns.len();
+        self.table = Some(self.resolved.bind(&columns)?);
+        Ok(())
+    }
+
+    fn insert(&mut self, insert: Insert) -> Result<Taken, Failure> {
+        let odd = |what: &str| Failure::new(Code::Unexpected, format!("pgoutput: {what}"), "report it");
+        let transaction = self.transaction.as_mut().ok_or_else(|| odd("an Insert outside of a transaction"))?;
+        let table = self.table.as_ref().ok_or_else(|| odd("an Insert before its Relation"))?;
+        if insert.tuple.len() != self.columns {
+            return Err(odd("an Insert with another number of columns than its Relation"));
+        }
+        if insert.tuple.iter().any(|column| matches!(column, Column::UnchangedToast | Column::Binary(_))) {
+            return Err(odd("an Insert with a column that is not text"));
+        }
+        let place = Place { commit_lsn: transaction.commit_lsn, index: transaction.index };
+        transaction.index += 1;
+        let commit_time = transaction.commit_time;
+        let origin = &self.origin;
+        let headers = transaction.headers.get_or_insert_with(|| {
+            Arc::new(TransactionHeaders {
+                position: format!("{origin}{:016X}/", place.commit_lsn.0),
+                commit_time: commit_time.to_string(),
+            })
+        });
+        Ok(Taken {
+            place,
+            commit_time,
+            id: cell(&insert.tuple, table.id_index()).and_then(|id| Text::new(id.clone()).ok()),
+            transaction: Arc::clone(headers),
+            tuple: insert.tuple,
+        })
+    }
+
+    /// What is to be published for it.
+    pub(super) fn event(&self, taken: &Taken) -> Result<Event, Poison> {
+        match &self.table {
+            Some(table) => table.event(|index| cell(&taken.tuple, index)),
+            None => Err(Poison {
+                code: Code::Unexpected,
+                reason: "refused",
+                message: "a row before its Relation".to_owned(),
+            }),
+        }
+    }
+}
+
+fn cell(tuple: &Tuple, index: usize) -> Option<&Bytes> {
+    match tuple.get(index)? {
+        Column::Text(text) => Some(text),
+        Column::Null | Column::UnchangedToast | Column::Binary(_) => None,
+    }
+}
