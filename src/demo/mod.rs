@@ -1,1 +1,3 @@
-//! demo
+//! `postrider demo`: a whole outbox pipeline on servers of its own.
+
+pub mod servers;
