@@ -254,7 +254,11 @@ fn servers_die_with_a_killed_process_that_started_them() {
         assert!(begun.elapsed() < DEADLINE, "a server outlives its starter");
         std::thread::sleep(Duration::from_millis(10));
     }
+    // What such a death leaves: the folders and the postmaster's System V segment.
+    let pid_file = std::fs::read_to_string(folders[0].join("postmaster.pid")).unwrap();
+    let segment = pid_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)).unwrap();
+    Command::new("ipcrm").args(["-m", segment]).status().unwrap();
     for folder in folders {
-        let _ = std::fs::remove_dir_all(folder.parent().unwrap());
+        std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
     }
 }

@@ -1,0 +1,33 @@
+# Everything that a developer or a newcomer types. CI calls the same targets.
+
+CARGO ?= cargo
+# What `make demo` hands on: make demo ARGS="--seconds 30 --rate 1000"
+ARGS ?=
+
+.PHONY: help build check servers test demo
+
+help:
+	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
+	@echo "make test     all tests, on servers that they start"
+	@echo "make check    formatting, clippy and docs, in seconds"
+	@echo "make build    the release binary"
+	@echo "make servers  the servers of all versions that the tests need, into .servers/"
+
+build:
+	$(CARGO) build --release --locked
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+servers:
+	scripts/servers.sh all
+
+test: servers
+	$(CARGO) test --locked
+
+demo:
+	scripts/servers.sh
+	$(CARGO) build --release --locked --quiet
+	$(CARGO) run --release --locked --quiet -- demo $(ARGS)
