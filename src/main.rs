@@ -1,3 +1,7 @@
 //! The `postrider` binary: hands over to [`postrider::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postrider::cli::main()
+}

@@ -1,1 +1,71 @@
-//! cli
+//! The command line: one file a command, exit statuses decided here.
+
+mod init;
+mod logging;
+mod run;
+mod status;
+
+use crate::config::Config;
+use crate::error::{Code, Exit, Failure};
+use clap::{Parser, Subcommand};
+use std::future::Future;
+use std::process::ExitCode;
+
+/// Publishes every committed row of an outbox table to NATS JetStream, once and in commit order.
+#[derive(Debug, Parser)]
+#[command(name = "postrider", version, about, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make what `run` needs: schema, publication, slot, stream, checkpoint row.
+    Init(init::Args),
+    /// Relay events until stopped.
+    Run(run::Args),
+    /// Show where the relay is.
+    Status(status::Args),
+}
+
+/// The process: parses the command line, runs the command, prints what went wrong.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Both Postgres and NATS speak TLS through it; without it the first handshake would fail.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("another TLS provider is installed already");
+    }
+    let ended = match Cli::parse().command {
+        Command::Init(args) => init::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Status(args) => status::run(&args),
+    };
+    match ended {
+        Ok(()) => ExitCode::from(Exit::Done as u8),
+        Err(failures) => {
+            for failure in &failures {
+                eprintln!("{failure}");
+            }
+            let exit = failures.first().map_or(Exit::Unexpected, Failure::exit);
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+/// What a command ends with: all that is wrong with its input, or the one failure that ended it.
+type Ended = Result<(), Vec<Failure>>;
+
+/// Runs a command's future on the calling thread. One thread is the fastest for the relay: pump and
+/// NATS client wake each other without crossing cores.
+fn block_on<F: Future<Output = Result<(), Failure>>>(future: F) -> Ended {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        vec![Failure::new(Code::Unexpected, format!("no runtime: {error}"), "see the limits of the process")]
+    })?;
+    runtime.block_on(future).map_err(|failure| vec![failure])
+}
+
+fn load(_: &crate::config::Flags) -> Result<Config, Vec<Failure>> {
+    Ok(Config::env())
+}

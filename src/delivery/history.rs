@@ -38,9 +38,10 @@ impl History {
         let mut switches = Vec::new();
         for line in file.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let mut words = line.split_whitespace();
-            let switch = words.next().zip(words.next()).and_then(|(timeline, lsn)| {
-                Some((timeline.parse::<u32>().ok()?, lsn.parse::<Lsn>().ok()?))
-            });
+            let switch = words
+                .next()
+                .zip(words.next())
+                .and_then(|(timeline, lsn)| Some((timeline.parse::<u32>().ok()?, lsn.parse::<Lsn>().ok()?)));
             switches.push(switch.ok_or_else(|| ParseHistoryError(line.to_owned()))?);
         }
         Ok(History { system_id, timeline, switches })

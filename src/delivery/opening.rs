@@ -107,7 +107,10 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
     if row.stream_created != end.created {
         return Err(Failure::new(
             Code::StreamRecreated,
-            format!("stream `{}` was created at {}, the checkpoint row knows one of {}", row.stream, end.created, row.stream_created),
+            format!(
+                "stream `{}` was created at {}, the checkpoint row knows one of {}",
+                row.stream, end.created, row.stream_created
+            ),
             ADOPT,
         ));
     }
@@ -128,8 +131,13 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
     if server.confirmed > limit {
         return Err(Failure::new(
             Code::ConfirmedElsewhere,
-            format!("slot `{}` is confirmed up to {}, but only {limit} was settled", server.slot, server.confirmed),
-            format!("find out who read or advanced the slot: those events are in the outbox table only; {ADOPT}"),
+            format!(
+                "slot `{}` is confirmed up to {}, but only {limit} was settled",
+                server.slot, server.confirmed
+            ),
+            format!(
+                "find out who read or advanced the slot: those events are in the outbox table only; {ADOPT}"
+            ),
         ));
     }
     let behind = row.last.as_ref().is_none_or(|last| last.position.place.commit_lsn < server.start);
@@ -168,16 +176,22 @@ pub fn open(
         match stored {
             Stored::Gone if passed => {}
             Stored::Gone if row.timeline != history.timeline => {
-                return Err(differs(
-                    format!("message {seq} is gone from the stream, and the server changed its timeline since: what it was cannot be told"),
-                ));
+                return Err(differs(format!(
+                    "message {seq} is gone from the stream, and the server changed its timeline since: what it was cannot be told"
+                )));
             }
             Stored::Gone => expected.push(Expected { seq, event: None }),
             Stored::Foreign(subject) if !passed => {
-                return Err(foreign(&row.stream, seq, &format!("subject `{subject}`, no position of this relay")));
+                return Err(foreign(
+                    &row.stream,
+                    seq,
+                    &format!("subject `{subject}`, no position of this relay"),
+                ));
             }
             Stored::Foreign(_) => {}
-            Stored::Event(event) if event.position.system_id != history.system_id || event.position.slot != server.slot => {
+            Stored::Event(event)
+                if event.position.system_id != history.system_id || event.position.slot != server.slot =>
+            {
                 if !passed {
                     return Err(foreign(&row.stream, seq, &format!("position {}", event.position)));
                 }
@@ -269,7 +283,9 @@ pub(super) fn differs(message: String) -> Failure {
     Failure::new(
         Code::HistoryDiffers,
         message,
-        format!("if the server's disk was put back to an earlier state, its new events are in the outbox table only; {ADOPT}"),
+        format!(
+            "if the server's disk was put back to an earlier state, its new events are in the outbox table only; {ADOPT}"
+        ),
     )
 }
 

@@ -112,7 +112,8 @@ mod tests {
     #[test]
     fn a_position_prints_as_the_contract_says() {
         let place = Place { commit_lsn: Lsn(0x16_B374_D848), index: 12 };
-        let position = Position { system_id: 7_345_678_901_234_567_890, timeline: 2, slot: "postrider".into(), place };
+        let position =
+            Position { system_id: 7_345_678_901_234_567_890, timeline: 2, slot: "postrider".into(), place };
         assert_eq!(position.to_string(), "7345678901234567890/2/postrider/00000016B374D848/12");
     }
 

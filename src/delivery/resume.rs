@@ -143,7 +143,9 @@ impl Resume {
     /// The event to be proved was in it or before it, and did not come.
     pub fn commit(&self, commit_lsn: Lsn) -> Result<bool, Failure> {
         match &self.proof {
-            Some(proof) if commit_lsn >= proof.position.place.commit_lsn => Err(Self::missing(proof, commit_lsn)),
+            Some(proof) if commit_lsn >= proof.position.place.commit_lsn => {
+                Err(Self::missing(proof, commit_lsn))
+            }
             Some(_) => Ok(false),
             None => Ok(true),
         }
@@ -155,7 +157,9 @@ impl Resume {
     /// Everything up to `wal_end` was sent, and an event that the stream holds did not come.
     pub fn keepalive(&self, wal_end: Lsn) -> Result<bool, Failure> {
         let tail = self.tail.iter().find_map(|expected| expected.event.as_ref());
-        if let Some(event) = self.proof.as_ref().or(tail).filter(|event| wal_end > event.position.place.commit_lsn) {
+        if let Some(event) =
+            self.proof.as_ref().or(tail).filter(|event| wal_end > event.position.place.commit_lsn)
+        {
             return Err(Self::missing(event, wal_end));
         }
         if !self.tail.is_empty() && wal_end >= self.wal_end {

@@ -82,8 +82,7 @@ impl<T> Window<T> {
     /// Whether intake may go on.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.entries.is_empty()
-            || self.entries.len() < self.room.messages && self.bytes < self.room.bytes
+        self.entries.is_empty() || self.entries.len() < self.room.messages && self.bytes < self.room.bytes
     }
 
     /// Takes an event, to be published behind all others.
@@ -145,7 +144,8 @@ impl<T> Window<T> {
     /// None in flight must; an answer that comes twice is fine.
     pub fn ack(&mut self, seq: u64) -> Result<(), NotInFlight> {
         let place = seq.checked_sub(self.base).and_then(|place| usize::try_from(place).ok());
-        let entry = place.filter(|place| *place < self.in_flight).and_then(|place| self.entries.get_mut(place));
+        let entry =
+            place.filter(|place| *place < self.in_flight).and_then(|place| self.entries.get_mut(place));
         entry.ok_or(NotInFlight(seq))?.stored = true;
         Ok(())
     }

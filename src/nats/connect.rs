@@ -75,8 +75,10 @@ pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
             std::future::ready(())
         });
     let client = options.connect(servers).await.map_err(|error| {
-        let refused =
-            matches!(error.kind(), ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication);
+        let refused = matches!(
+            error.kind(),
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
+        );
         let code = if refused { Code::NatsAuth } else { Code::NatsUnreachable };
         let remedy = if refused {
             "give user and password or the token in nats.url: nats://user:password@host:4222"
@@ -98,6 +100,7 @@ pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
 
 /// The servers without user and password.
 fn shown(servers: &[String]) -> String {
-    let hosts: Vec<_> = servers.iter().map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host)).collect();
+    let hosts: Vec<_> =
+        servers.iter().map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host)).collect();
     hosts.join(", ")
 }

@@ -58,15 +58,19 @@ impl Answer {
         };
         let (code, remedy) = match (err_code, code) {
             // The stream is full.
-            (10_077 | 10_052, _) => {
-                (Code::PublishRefused, "raise the stream's limits (nats stream edit), or let consumers and max_age make room")
-            }
+            (10_077 | 10_052, _) => (
+                Code::PublishRefused,
+                "raise the stream's limits (nats stream edit), or let consumers and max_age make room",
+            ),
             // The account or the server is full.
-            (10_002 | 10_023 | 10_028 | 10_047, _) => {
-                (Code::PublishRefused, "raise the account's or the server's JetStream limits (nats account info)")
-            }
+            (10_002 | 10_023 | 10_028 | 10_047, _) => (
+                Code::PublishRefused,
+                "raise the account's or the server's JetStream limits (nats account info)",
+            ),
             (10_109, _) => (Code::StreamUnfit, "the stream is sealed: choose another nats.stream"),
-            (10_060, _) => (Code::StreamUnbound, "another stream binds the subject: nats stream ls --subject"),
+            (10_060, _) => {
+                (Code::StreamUnbound, "another stream binds the subject: nats stream ls --subject")
+            }
             (10_039 | 10_076, _) => (Code::NoJetStream, "enable JetStream for the account"),
             (10_054, _) => (Code::Oversize, "raise the stream's max_msg_size, or make the payload smaller"),
             (10_097, _) => (Code::HeaderTooLarge, "make the headers column's entries smaller"),
@@ -77,7 +81,11 @@ impl Answer {
             }
             _ => (Code::PublishRefused, "see nats-server's log and the stream's configuration"),
         };
-        Failure::new(code, format!("stream `{stream}` refuses an event for `{subject}`: {said} (error {err_code})"), remedy)
+        Failure::new(
+            code,
+            format!("stream `{stream}` refuses an event for `{subject}`: {said} (error {err_code})"),
+            remedy,
+        )
     }
 }
 
@@ -118,7 +126,10 @@ impl Limits {
             return Err(Poison {
                 code: Code::SubjectUnbound,
                 reason: "subject_unbound",
-                message: format!("event {:?}: no subject of the stream matches `{}`", event.id, event.subject),
+                message: format!(
+                    "event {:?}: no subject of the stream matches `{}`",
+                    event.id, event.subject
+                ),
             });
         }
         let line = |(name, value): &(HeaderName, Text)| AsRef::<str>::as_ref(name).len() + value.len() + 4;
@@ -127,7 +138,10 @@ impl Limits {
             return Err(Poison {
                 code: Code::HeaderTooLarge,
                 reason: "header_too_large",
-                message: format!("event {:?}: {headers} bytes of headers, JetStream takes {HEADERS_MAX}", event.id),
+                message: format!(
+                    "event {:?}: {headers} bytes of headers, JetStream takes {HEADERS_MAX}",
+                    event.id
+                ),
             });
         }
         let size = headers + event.payload.len();
@@ -135,7 +149,10 @@ impl Limits {
             return Err(Poison {
                 code: Code::Oversize,
                 reason: "oversize",
-                message: format!("event {:?}: {size} bytes exceed {} of {}", event.id, self.name, self.message),
+                message: format!(
+                    "event {:?}: {size} bytes exceed {} of {}",
+                    event.id, self.name, self.message
+                ),
             });
         }
         Ok(())
@@ -264,7 +281,8 @@ impl Publisher {
 }
 
 fn wire_subject(bytes: Bytes) -> Result<Subject, Failure> {
-    Subject::from_utf8(bytes).map_err(|error| Failure::new(Code::Unexpected, format!("a subject that is not UTF-8: {error}"), ""))
+    Subject::from_utf8(bytes)
+        .map_err(|error| Failure::new(Code::Unexpected, format!("a subject that is not UTF-8: {error}"), ""))
 }
 
 fn gone(error: &dyn std::fmt::Display) -> Failure {

@@ -168,12 +168,12 @@ impl Stream {
 
     async fn ask(&self, what: &str, request: &serde_json::Value) -> Result<bytes::Bytes, Failure> {
         let subject = format!("$JS.API.{what}.{}", self.name);
-        let answer = self.nats.client.request(subject, request.to_string().into()).await.map_err(|error| {
-            match error.kind() {
+        let answer = self.nats.client.request(subject, request.to_string().into()).await.map_err(
+            |error| match error.kind() {
                 RequestErrorKind::NoResponders if !self.nats.client.server_info().jetstream => no_jetstream(),
                 _ => self.silent(&error.to_string()),
-            }
-        })?;
+            },
+        )?;
         match serde_json::from_slice::<Refused>(&answer.payload) {
             Ok(refused) => Err(self.refused(&refused.error)),
             Err(_) => Ok(answer.payload),
@@ -183,11 +183,9 @@ impl Stream {
     fn refused(&self, error: &ApiError) -> Failure {
         let name = &self.name;
         match (error.err_code, error.code) {
-            (10_059, _) => Failure::new(
-                Code::StreamMissing,
-                format!("stream `{name}` does not exist"),
-                "postrider init",
-            ),
+            (10_059, _) => {
+                Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "postrider init")
+            }
             (10_039 | 10_076, _) => no_jetstream(),
             (_, 503) | (10_008 | 10_009, _) => self.silent(&error.description),
             (code, _) => Failure::new(
@@ -216,8 +214,10 @@ impl Stream {
     /// Nobody answers.
     pub async fn message(&self, seq: u64) -> Result<Stored, Failure> {
         match self.raw.get_raw_message(seq).await {
-            Ok(message) => Ok(identify(&message.headers)
-                .map_or_else(|| Stored::Foreign(message.subject.to_string()), |event| Stored::Event(Box::new(event)))),
+            Ok(message) => Ok(identify(&message.headers).map_or_else(
+                || Stored::Foreign(message.subject.to_string()),
+                |event| Stored::Event(Box::new(event)),
+            )),
             Err(error) => match error.kind() {
                 RawMessageErrorKind::NoMessageFound => Ok(Stored::Gone),
                 RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok(Stored::Gone),
@@ -263,8 +263,14 @@ impl Config {
             (self.sources.as_ref().is_some_and(|sources| !sources.is_empty()), "has sources"),
             (self.sealed, "is sealed"),
             (self.no_ack, "does not acknowledge (no_ack)"),
-            (self.persist_mode.as_deref() == Some("async"), "persists asynchronously: a crash loses what it acknowledged"),
-            (self.subject_delete_marker_ttl.is_some_and(|ttl| ttl > 0), "lets the server write delete markers into it"),
+            (
+                self.persist_mode.as_deref() == Some("async"),
+                "persists asynchronously: a crash loses what it acknowledged",
+            ),
+            (
+                self.subject_delete_marker_ttl.is_some_and(|ttl| ttl > 0),
+                "lets the server write delete markers into it",
+            ),
             (self.allow_msg_schedules, "lets the server write scheduled messages into it"),
             (self.allow_msg_counter, "is a counter"),
         ];
@@ -294,7 +300,9 @@ impl Config {
         let limited = self.max_msgs > 0 || self.max_bytes > 0;
         let mut warnings = Vec::new();
         if self.discard != "new" && limited {
-            warnings.push("the stream discards old messages when it is full: consumers that are slow lose events");
+            warnings.push(
+                "the stream discards old messages when it is full: consumers that are slow lose events",
+            );
         }
         warnings
     }
@@ -322,6 +330,10 @@ fn no_jetstream() -> Failure {
 /// RFC 3339 in UTC with nanoseconds: kept to the microsecond, as the checkpoint row keeps it.
 fn created(text: &str) -> Result<Timestamp, Failure> {
     humantime::parse_rfc3339(text).map(Timestamp::from_system_time).map_err(|error| {
-        Failure::new(Code::NatsSession, format!("the stream's creation time `{text}` does not parse: {error}"), "")
+        Failure::new(
+            Code::NatsSession,
+            format!("the stream's creation time `{text}` does not parse: {error}"),
+            "",
+        )
     })
 }

@@ -94,9 +94,10 @@ fn router(shared: Shared) -> Router {
 async fn authorized(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let fits = shared.token.as_ref().is_none_or(|token| {
-        given
-            .and_then(|given| given.strip_prefix("Bearer "))
-            .is_some_and(|given| aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), token.expose().as_bytes()).is_ok())
+        given.and_then(|given| given.strip_prefix("Bearer ")).is_some_and(|given| {
+            aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), token.expose().as_bytes())
+                .is_ok()
+        })
     });
     if fits {
         return next.run(request).await;
@@ -123,5 +124,6 @@ async fn healthz(State(shared): State<Shared>) -> Response {
     if age < STUCK_AFTER {
         return (StatusCode::OK, "ok\n").into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {} s\n", age.as_secs())).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {} s\n", age.as_secs()))
+        .into_response()
 }

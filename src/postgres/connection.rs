@@ -230,7 +230,8 @@ fn texts(row: &backend::DataRowBody) -> Result<Row, Error> {
 
 /// Parses a frame by postgres-protocol. `W` (CopyBothResponse) is not known to it: look at the tag first.
 pub(super) fn parse(frame: &Frame) -> Result<backend::Message, Error> {
-    let length = i32::try_from(frame.body.len() + 4).map_err(|_| Error::Protocol("a frame too long".into()))?;
+    let length =
+        i32::try_from(frame.body.len() + 4).map_err(|_| Error::Protocol("a frame too long".into()))?;
     let mut whole = BytesMut::with_capacity(frame.body.len() + 5);
     whole.extend_from_slice(&[frame.tag]);
     whole.extend_from_slice(&length.to_be_bytes());
@@ -268,8 +269,7 @@ async fn authenticate(frames: &mut Frames, target: &Target) -> Result<(), Error>
                 if !body.mechanisms().any(|mechanism| Ok(mechanism == sasl::SCRAM_SHA_256))? {
                     return Err(Error::Login("the server offers no SASL mechanism that is supported".into()));
                 }
-                let exchange =
-                    sasl::ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
+                let exchange = sasl::ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
                 frontend::sasl_initial_response(sasl::SCRAM_SHA_256, exchange.message(), &mut answer)?;
                 scram = Some(exchange);
             }

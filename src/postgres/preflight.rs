@@ -106,10 +106,7 @@ pub async fn table(sql: &Sql, schema: &str, name: &str) -> Result<Option<Table>,
         oid,
         kind: letter(1),
         persistence: letter(2),
-        columns: columns
-            .iter()
-            .map(|row| TableColumn { name: row.get(0), type_oid: row.get(1) })
-            .collect(),
+        columns: columns.iter().map(|row| TableColumn { name: row.get(0), type_oid: row.get(1) }).collect(),
     }))
 }
 

@@ -35,11 +35,7 @@ pub(super) async fn open(target: &Target, host: &Host) -> Result<Box<dyn Io>, Er
 }
 
 /// Negotiates TLS as `sslmode` asks (Postgres manual, "SSL Session Encryption").
-pub(super) async fn secure(
-    mut io: Box<dyn Io>,
-    target: &Target,
-    host: &Host,
-) -> Result<Box<dyn Io>, Error> {
+pub(super) async fn secure(mut io: Box<dyn Io>, target: &Target, host: &Host) -> Result<Box<dyn Io>, Error> {
     let wanted = match (&host.address, target.ssl_mode) {
         // As in libpq, TLS is never used over a Unix socket.
         (Address::Unix(_), _) | (_, SslMode::Disable) => return Ok(io),

@@ -24,10 +24,7 @@ where
         .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
         .with_no_client_auth();
     let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(&error))?;
-    tokio_rustls::TlsConnector::from(Arc::new(config))
-        .connect(name, io)
-        .await
-        .map_err(|error| failed(&error))
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io).await.map_err(|error| failed(&error))
 }
 
 /// Takes any certificate, but still checks that the peer holds its key.

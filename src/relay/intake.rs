@@ -29,7 +29,10 @@ pub(super) struct Taken {
 pub(super) enum Step {
     Event(Taken),
     /// A transaction ended.
-    Commit { commit_lsn: Lsn, end_lsn: Lsn },
+    Commit {
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+    },
     /// Nothing to be done.
     Nothing,
 }
@@ -70,7 +73,9 @@ impl Intake {
 
     pub(super) fn take(&mut self, message: Message) -> Result<Step, Failure> {
         match message {
-            Message::Insert(insert) if insert.relation_oid == self.outbox_oid => self.insert(insert).map(Step::Event),
+            Message::Insert(insert) if insert.relation_oid == self.outbox_oid => {
+                self.insert(insert).map(Step::Event)
+            }
             Message::Begin(begin) => {
                 self.transaction = Some(Transaction {
                     commit_lsn: begin.final_lsn,
@@ -124,7 +129,8 @@ impl Intake {
 
     fn insert(&mut self, insert: Insert) -> Result<Taken, Failure> {
         let odd = |what: &str| Failure::new(Code::Unexpected, format!("pgoutput: {what}"), "report it");
-        let transaction = self.transaction.as_mut().ok_or_else(|| odd("an Insert outside of a transaction"))?;
+        let transaction =
+            self.transaction.as_mut().ok_or_else(|| odd("an Insert outside of a transaction"))?;
         let table = self.table.as_ref().ok_or_else(|| odd("an Insert before its Relation"))?;
         if insert.tuple.len() != self.columns {
             return Err(odd("an Insert with another number of columns than its Relation"));

@@ -95,7 +95,8 @@ pub async fn run(
         };
         warn!(code = %failure.code, error = failure.message, remedy = failure.remedy, retry_in = ?wait, "the session ended");
         board.update(|status| {
-            (status.role, status.state, status.reason) = (Role::Waiting, State::Waiting, failure.message.clone());
+            (status.role, status.state, status.reason) =
+                (Role::Waiting, State::Waiting, failure.message.clone());
             status.last_error = Some((&failure).into());
         });
         (pause, patience) = ((pause * 2).min(PAUSE_MAX), (patience * 2).min(PATIENCE_MAX));

@@ -132,7 +132,10 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
         );
     }
     if !publication.inserts {
-        return unfit("does not publish inserts", format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"));
+        return unfit(
+            "does not publish inserts",
+            format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"),
+        );
     }
     if table.kind == 'p' && !publication.via_root {
         return unfit(
@@ -140,12 +143,18 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
             format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
         );
     }
-    let read = |column: &&str| publication.columns.as_ref().is_none_or(|columns| columns.iter().any(|c| c == column));
+    let read = |column: &&str| {
+        publication.columns.as_ref().is_none_or(|columns| columns.iter().any(|c| c == column))
+    };
     let missing: Vec<_> =
         table.columns.iter().map(|column| column.name.as_str()).filter(|column| !read(column)).collect();
     if !missing.is_empty() {
         // Which of them the preset reads shows at the first Relation; say it now, while nothing streams.
-        tracing::warn!(publication = name, columns = missing.join(", "), "the publication leaves out columns");
+        tracing::warn!(
+            publication = name,
+            columns = missing.join(", "),
+            "the publication leaves out columns"
+        );
     }
     if let Some(filter) = &publication.row_filter {
         tracing::warn!(publication = name, filter, "the publication filters rows: only those are published");

@@ -93,11 +93,7 @@ impl Item {
     }
 
     fn is(&self, stored: &Stored, server: &Server) -> bool {
-        let seen = Seen {
-            place: self.place,
-            commit_time: self.commit_time,
-            event_id: self.id.as_deref(),
-        };
+        let seen = Seen { place: self.place, commit_time: self.commit_time, event_id: self.id.as_deref() };
         match stored {
             // Purged or expired since: the stream has one message an event.
             Stored::Gone => true,
@@ -333,7 +329,8 @@ impl<'a> Pump<'a> {
         while let Some(received) = next {
             self.frame(received)?;
             left -= 1;
-            next = if left > 0 && self.window.has_room() { self.session.replication.buffered()? } else { None };
+            next =
+                if left > 0 && self.window.has_room() { self.session.replication.buffered()? } else { None };
         }
         Ok(())
     }
@@ -543,7 +540,11 @@ impl<'a> Pump<'a> {
     /// permitted, which the server only complains about.
     fn silence(&self) -> Failure {
         let link = self.session.link.borrow();
-        match link.complaint.as_ref().filter(|text| text.to_lowercase().contains("permissions violation for publish")) {
+        match link
+            .complaint
+            .as_ref()
+            .filter(|text| text.to_lowercase().contains("permissions violation for publish"))
+        {
             Some(complaint) => Failure::new(
                 Code::PublishForbidden,
                 format!("the server says: {complaint}"),
@@ -551,7 +552,11 @@ impl<'a> Pump<'a> {
             ),
             None => Failure::new(
                 Code::NatsSession,
-                if link.up { "JetStream does not answer publishes" } else { "the connection to NATS is down" },
+                if link.up {
+                    "JetStream does not answer publishes"
+                } else {
+                    "the connection to NATS is down"
+                },
                 "none is needed: the relay tries again",
             ),
         }
@@ -591,12 +596,18 @@ impl<'a> Pump<'a> {
         {
             return Err(Failure::new(
                 Code::NatsSession,
-                format!("the stream ends at {}, the relay was at {}", look.end.last_seq, self.session.ledger.seq()),
+                format!(
+                    "the stream ends at {}, the relay was at {}",
+                    look.end.last_seq,
+                    self.session.ledger.seq()
+                ),
                 "none is needed: the next session begins from the checkpoint",
             ));
         }
         let server = &self.session.server;
-        if let Err(seq) = self.window.restart(look.end.last_seq, &tail, |item, stored| item.is(stored, server)) {
+        if let Err(seq) =
+            self.window.restart(look.end.last_seq, &tail, |item, stored| item.is(stored, server))
+        {
             let what = tail.iter().find(|(at, _)| *at == seq).map(|(_, stored)| stored);
             return Err(match what {
                 Some(Stored::Foreign(subject)) => {
@@ -629,7 +640,11 @@ impl<'a> Pump<'a> {
             _ => {}
         }
         if self.stopping.is_some_and(|until| now >= until) {
-            return Err(Failure::new(Code::NatsSession, "what was in flight at the end was not answered", ""));
+            return Err(Failure::new(
+                Code::NatsSession,
+                "what was in flight at the end was not answered",
+                "",
+            ));
         }
         self.watch_nats(now)?;
         self.watch_postgres(now).await?;
@@ -646,7 +661,10 @@ impl<'a> Pump<'a> {
         }
         Err(Failure::new(
             Code::NatsSession,
-            format!("no answer from JetStream for {:?}: letting go of Postgres", self.config.postgres.release_after),
+            format!(
+                "no answer from JetStream for {:?}: letting go of Postgres",
+                self.config.postgres.release_after
+            ),
             "see nats-server; the relay tries again",
         ))
     }
@@ -682,7 +700,8 @@ impl<'a> Pump<'a> {
 
     /// Sends upkeep out when there is something to do.
     fn keep(&mut self, now: Instant) {
-        if self.upkeep.is_some() || now < self.plan_due || !matches!(self.phase, Phase::Probe | Phase::Stream) {
+        if self.upkeep.is_some() || now < self.plan_due || !matches!(self.phase, Phase::Probe | Phase::Stream)
+        {
             return;
         }
         self.plan_due = now + UPKEEP_APART;
@@ -772,7 +791,9 @@ impl<'a> Pump<'a> {
                 }
             }
             Ok(_) => {}
-            Err(failure) => warn!(error = %failure, "the checkpoint row is not written: the next start reads the stream instead"),
+            Err(failure) => {
+                warn!(error = %failure, "the checkpoint row is not written: the next start reads the stream instead")
+            }
         }
         let flush = self.session.ledger.confirmed_lsn();
         if let Err(error) = self.session.replication.send_status(self.received, flush, false).await {
@@ -802,7 +823,9 @@ impl<'a> Pump<'a> {
             status.state = state;
             status.reason = match state {
                 State::Stream => "streaming".to_owned(),
-                State::Probe if outstanding > 0 => format!("proving {outstanding} stored messages against the slot"),
+                State::Probe if outstanding > 0 => {
+                    format!("proving {outstanding} stored messages against the slot")
+                }
                 State::Probe => "awaiting the first answer of JetStream".to_owned(),
                 _ => std::mem::take(&mut status.reason),
             };
@@ -829,7 +852,11 @@ impl<'a> Pump<'a> {
 }
 
 fn unanswered() -> Failure {
-    Failure::new(Code::PostgresSession, "Postgres does not answer SQL", "none is needed: the relay tries again")
+    Failure::new(
+        Code::PostgresSession,
+        "Postgres does not answer SQL",
+        "none is needed: the relay tries again",
+    )
 }
 
 fn age(commit_time: Timestamp) -> f64 {

@@ -181,7 +181,13 @@ async fn begin(
 }
 
 /// Whether stream and settings fit (DISCOVER).
-fn discover(look: &Look, name: &str, config: &Config, nats: &Nats, resolved: &Resolved) -> Result<(), Failure> {
+fn discover(
+    look: &Look,
+    name: &str,
+    config: &Config,
+    nats: &Nats,
+    resolved: &Resolved,
+) -> Result<(), Failure> {
     look.config.fits(name, resolved.subject())?;
     for warning in look.config.warnings() {
         warn!(stream = name, warning);
@@ -189,7 +195,11 @@ fn discover(look: &Look, name: &str, config: &Config, nats: &Nats, resolved: &Re
     if config.nats.msg_id && look.config.num_replicas > 1 && !nats.client.is_server_compatible(2, 12, 0) {
         return Err(Failure::new(
             Code::MessageIdUnsafe,
-            format!("nats.msg_id with {} replicas on nats-server {}", look.config.num_replicas, nats.client.server_info().version),
+            format!(
+                "nats.msg_id with {} replicas on nats-server {}",
+                look.config.num_replicas,
+                nats.client.server_info().version
+            ),
             "set nats.msg_id = false",
         ));
     }
@@ -233,7 +243,12 @@ async fn take_slot(
         while facts::slot_is_active(sql, slot).await? {
             if !told {
                 info!(slot, "another relay holds the slot: standing by");
-                note(process, Role::Standby, State::Waiting, format!("another relay holds slot `{slot}`: standing by"));
+                note(
+                    process,
+                    Role::Standby,
+                    State::Waiting,
+                    format!("another relay holds slot `{slot}`: standing by"),
+                );
                 told = true;
             }
             process.pulse.beat();
@@ -247,9 +262,14 @@ async fn take_slot(
             None => History::first(system.id, system.timeline),
         };
         // The row may have moved while this relay stood by.
-        let known = if told { self::row(checkpoint::read(sql, &config.postgres.schema, slot).await, config)? } else { known.clone() };
+        let known = if told {
+            self::row(checkpoint::read(sql, &config.postgres.schema, slot).await, config)?
+        } else {
+            known.clone()
+        };
         let start = known.last.as_ref().map_or(Lsn::ZERO, |last| last.position.place.commit_lsn);
-        let proved = known.last.as_ref().is_some_and(|last| history.contains(&last.position)) && start <= system.wal_end;
+        let proved = known.last.as_ref().is_some_and(|last| history.contains(&last.position))
+            && start <= system.wal_end;
         let start = if proved { start } else { Lsn::ZERO };
         match connection.start_replication(slot, start, &config.postgres.publication).await {
             Ok(()) => return Ok((connection.into_stream(), history, start)),

@@ -78,7 +78,11 @@ pub(super) async fn keep(tools: Tools, plan: Plan, settled: StreamEnd) -> Result
 
 /// Another session took the row, or it is gone.
 fn taken() -> Failure {
-    Failure::new(Code::SessionTaken, "the checkpoint row is another session's now", "none is needed: this relay stands by")
+    Failure::new(
+        Code::SessionTaken,
+        "the checkpoint row is another session's now",
+        "none is needed: this relay stands by",
+    )
 }
 
 /// The WAL's end is read first: what is seen whole afterwards was whole up to there.

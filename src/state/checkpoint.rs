@@ -144,7 +144,14 @@ pub async fn put(
     let created = row.stream_created.to_string();
     let system_id = row.system_id.to_string();
     let Objects { publication, membership, table } = &row.objects;
-    parameters.extend([&row.stream as &(dyn ToSql + Sync), &created, &system_id, publication, membership, table]);
+    parameters.extend([
+        &row.stream as &(dyn ToSql + Sync),
+        &created,
+        &system_id,
+        publication,
+        membership,
+        table,
+    ]);
     client.execute(&statement, &parameters).await?;
     Ok(())
 }

@@ -1,0 +1,451 @@
+//! `postrider init`: makes what `run` needs, and nothing twice.
+//!
+//! The order is that of the facts: table, schema, publication, and only then the slot, which can
+//! decode nothing that was written before its publication existed; slot and stream together; last
+//! the checkpoint row, which says that both belong to each other.
+
+use super::{Ended, block_on, load};
+use crate::config::{Config, Flags};
+use crate::delivery::checkpoint::{Checkpoint, Objects};
+use crate::delivery::opening::{Stored, foreign};
+use crate::error::{Code, Failure};
+use crate::nats::connect;
+use crate::nats::stream::{Look, New, Stream};
+use crate::outbox::{Mapping, Preset, Resolved};
+use crate::postgres::client::Sql;
+use crate::postgres::connection::Connection;
+use crate::postgres::error::Error;
+use crate::postgres::lsn::Lsn;
+use crate::postgres::preflight::{self as facts, Slot, System};
+use crate::relay::preflight;
+use crate::state::checkpoint;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+/// Creating a slot waits for every transaction that is writing; longer than this it is better to
+/// name them.
+const SLOT_CREATION_MAX_SECONDS: u32 = 30;
+
+/// Make what `run` needs: schema, publication, slot, stream, checkpoint row. Makes nothing twice.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  postrider init                          # beside an outbox table that exists
+  postrider init --create-table           # with an article table: id, event_type, payload, …
+  postrider init --print-sql | less       # what a DBA would run instead
+
+Rows that were committed before the slot existed are not published.")]
+pub(super) struct Args {
+    /// Create the outbox table where it is missing.
+    #[arg(long, value_name = "PRESET", num_args = 0..=1, require_equals = true, default_missing_value = "article")]
+    create_table: Option<NewTable>,
+    /// Go on with what is there although it cannot be proved to fit; says what is given up.
+    #[arg(long)]
+    adopt: bool,
+    /// Print the SQL and run nothing.
+    #[arg(long)]
+    print_sql: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Tables that `init` can make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum NewTable {
+    Article,
+    Debezium,
+}
+
+impl NewTable {
+    fn sql(self, config: &Config) -> String {
+        let columns = match self {
+            NewTable::Article => {
+                "    id          bigserial PRIMARY KEY,\n\
+                 \x20   event_type  varchar(255) NOT NULL,\n\
+                 \x20   payload     jsonb,\n\
+                 \x20   created_at  timestamptz NOT NULL DEFAULT now(),\n\
+                 \x20   processed   boolean NOT NULL DEFAULT false\n"
+            }
+            NewTable::Debezium => {
+                "    id             uuid PRIMARY KEY DEFAULT gen_random_uuid(),\n\
+                 \x20   aggregatetype  varchar(255) NOT NULL,\n\
+                 \x20   aggregateid    varchar(255) NOT NULL,\n\
+                 \x20   type           varchar(255) NOT NULL,\n\
+                 \x20   payload        jsonb\n"
+            }
+        };
+        format!("CREATE TABLE {} (\n{columns})", config.outbox.table)
+    }
+}
+
+pub(super) fn run(args: &Args) -> Ended {
+    let config = load(&args.flags)?;
+    if args.print_sql {
+        print!("{}", script(args, &config));
+        return Ok(());
+    }
+    block_on(init(args, &config))
+}
+
+fn create_schema(config: &Config) -> String {
+    format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(&config.postgres.schema))
+}
+
+fn create_publication(config: &Config) -> String {
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
+        escape_identifier(&config.postgres.publication),
+        config.outbox.table
+    )
+}
+
+/// With `failover` (17+) a standby keeps the slot up to date, so that it survives a promotion.
+fn create_slot(slot: &str, failover: bool) -> String {
+    let failover = if failover { ", failover => true" } else { "" };
+    format!(
+        "SELECT lsn::text FROM pg_create_logical_replication_slot({}, 'pgoutput'{failover})",
+        escape_literal(slot)
+    )
+}
+
+/// The SQL half of `init`, for a person to run. The checkpoint row needs the stream's creation time
+/// and sequence: `init` writes it.
+fn script(args: &Args, config: &Config) -> String {
+    let mut statements = vec!["-- as the owner of the outbox table".to_owned()];
+    if let Some(table) = args.create_table {
+        statements.push(format!("{};", table.sql(config)));
+    }
+    let schema = escape_identifier(&config.postgres.schema);
+    let role = escape_identifier(&config.postgres.target.user);
+    statements.extend([
+        format!("{};", create_schema(config)),
+        format!("{};", checkpoint::create_table(&config.postgres.schema)),
+        format!("{};", create_publication(config)),
+        "-- for the relay's role".to_owned(),
+        format!("ALTER ROLE {role} REPLICATION;"),
+        format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
+        format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role};", checkpoint::table(&config.postgres.schema)),
+        "-- after the publication; waits for every transaction that is writing; on 14 to 16 without failover"
+            .to_owned(),
+        format!("{};", create_slot(&config.postgres.slot, true)),
+        "-- then `postrider init` as the relay's role: it makes the stream and the checkpoint row".to_owned(),
+    ]);
+    statements.join("\n\n") + "\n"
+}
+
+async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
+    let (mut sql, host) = Sql::connect_any(&config.postgres.target).await?;
+    let server = preflight::server(&sql).await?;
+    let nats = connect::connect(&config.nats.servers).await?;
+    let stream = Stream::named(&nats, &config.nats.stream).await?;
+
+    let resolved = table(args, config, &sql).await?;
+    execute(&sql, &create_schema(config), "create the schema").await?;
+    execute(&sql, &checkpoint::create_table(&config.postgres.schema), "create the table of checkpoints")
+        .await?;
+    let objects = publication(config, &sql).await?;
+    let (mut connection, system) = replication(config, &host).await?;
+    let before = Before {
+        slot: facts::slot(&sql, &config.postgres.slot).await?,
+        row: checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await?,
+        stream: match stream.look().await {
+            Ok(look) => Some(look),
+            Err(failure) if failure.code == Code::StreamMissing => None,
+            Err(failure) => return Err(failure),
+        },
+    };
+    drop(connection.query("SELECT 1").await);
+    if let Some(look) = &before.stream {
+        look.config.fits(stream.name(), resolved.subject())?;
+    }
+    if let Some(slot) = &before.slot {
+        // A lost slot is given up by dropping it, which only a person may do.
+        preflight::fit_slot(&config.postgres.slot, slot)?;
+    }
+    match before.plan(args.adopt, config, objects, system.id) {
+        Next::Nothing => {
+            println!("slot        {} exists, with its checkpoint row", config.postgres.slot);
+            println!("stream      {} exists", config.nats.stream);
+        }
+        Next::Refuse(failure) => return Err(*failure),
+        Next::Make { given_up } => {
+            judge_messages(args, &stream, &before, &system, config).await?;
+            if before.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+                return Err(Failure::new(
+                    Code::SlotInUse,
+                    format!("a relay streams slot `{}`", config.postgres.slot),
+                    "stop it first",
+                ));
+            }
+            for words in &given_up {
+                println!("given up    {words}");
+            }
+            make(config, &mut sql, &stream, &resolved, before, objects, &system, server.version_num).await?;
+        }
+    }
+    println!("ready       postrider run");
+    Ok(())
+}
+
+async fn execute(sql: &Sql, statement: &str, doing: &str) -> Result<(), Failure> {
+    let done = sql.client.batch_execute(statement).await;
+    done.map_err(|error| Failure::from(Error::from(error)).context(doing))
+}
+
+async fn table(args: &Args, config: &Config, sql: &Sql) -> Result<Resolved, Failure> {
+    let name = &config.outbox.table;
+    if let Some(new) = args.create_table
+        && facts::table(sql, &name.schema, &name.name).await?.is_none()
+    {
+        execute(sql, &new.sql(config), "create the outbox table").await?;
+        println!("table       {name} created");
+    }
+    let table = preflight::table(sql, config).await?;
+    let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
+    let resolved = preflight::columns(&mapping, &table)?;
+    println!("table       {name}, preset {}, subject {}", resolved.preset(), resolved.subject());
+    if resolved.preset() == Preset::Article && table.kind == 'p' {
+        println!("            partitioned: rows come under the root's name");
+    }
+    Ok(resolved)
+}
+
+async fn publication(config: &Config, sql: &Sql) -> Result<Objects, Failure> {
+    let name = &config.outbox.table;
+    let table = preflight::table(sql, config).await?;
+    let known = facts::publication(sql, &config.postgres.publication, &name.schema, &name.name).await?;
+    if known.is_none() {
+        execute(sql, &create_publication(config), "create the publication").await?;
+        println!("publication {} created", config.postgres.publication);
+    } else {
+        println!("publication {} exists", config.postgres.publication);
+    }
+    let publication = preflight::publication(sql, config, &table).await?;
+    Ok(preflight::objects(&publication, &table))
+}
+
+/// Opens a replication connection: proves that the role and pg_hba.conf allow it, and says who the
+/// server is.
+async fn replication(
+    config: &Config,
+    host: &crate::postgres::target::Host,
+) -> Result<(Connection, System), Failure> {
+    let mut connection = Connection::connect(&config.postgres.target, host)
+        .await
+        .map_err(|error| Failure::from(error).context("open a replication connection"))?;
+    let system = facts::identify(&mut connection).await?;
+    Ok((connection, system))
+}
+
+/// What is there before anything is made.
+struct Before {
+    slot: Option<Slot>,
+    row: Option<Checkpoint>,
+    stream: Option<Look>,
+}
+
+enum Next {
+    Nothing,
+    Make { given_up: Vec<String> },
+    Refuse(Box<Failure>),
+}
+
+impl Before {
+    fn plan(&self, adopt: bool, config: &Config, objects: Objects, system_id: u64) -> Next {
+        let slot = &config.postgres.slot;
+        let refuse =
+            |code, message: String, remedy: &str| Next::Refuse(Box::new(Failure::new(code, message, remedy)));
+        let fresh = self.stream.as_ref().is_none_or(|look| look.messages == 0);
+        let whole = self.row.as_ref().zip(self.stream.as_ref()).is_some_and(|(row, look)| {
+            row.stream == config.nats.stream
+                && row.stream_created == look.end.created
+                && row.objects == objects
+                && row.system_id == system_id
+        });
+        match (&self.slot, &self.row) {
+            (Some(_), Some(_)) if whole && !adopt => Next::Nothing,
+            // Nothing yet, or an init that was killed half-way: nothing was ever published.
+            (None, None) | (Some(_), None) if fresh => Next::Make { given_up: Vec::new() },
+            (None, Some(_)) if !adopt => Next::Refuse(Box::new(preflight::missing_slot(slot))),
+            (Some(_), None) if !adopt => refuse(
+                Code::CheckpointMissing,
+                format!("slot `{slot}` exists and stream `{}` holds messages, but the checkpoint row is missing", config.nats.stream),
+                "postrider init --adopt goes on from where the slot stands",
+            ),
+            (Some(_), Some(_)) if !adopt => refuse(
+                Code::CheckpointUnfit,
+                format!("the checkpoint row of slot `{slot}` knows another stream, publication, table or server"),
+                "if that was meant: postrider init --adopt (it says what is given up)",
+            ),
+            (None, None) if !adopt => Next::Make { given_up: Vec::new() },
+            (Some(_), Some(_)) => Next::Make {
+                given_up: vec![
+                    "messages that stand in the stream now and are not this relay's are passed over".to_owned(),
+                    "what the stream lost, and rows written while the publication did not have the table, stay unpublished".to_owned(),
+                ],
+            },
+            (Some(_), None) => Next::Make {
+                given_up: vec![
+                    "that nothing is stored twice: rows behind the slot's confirmed LSN are published again if they are in the stream already".to_owned(),
+                ],
+            },
+            (None, _) => Next::Make {
+                given_up: vec![
+                    "rows committed before now and not in the stream: they stay in the outbox table, unpublished".to_owned(),
+                ],
+            },
+        }
+    }
+}
+
+/// A stream that holds messages is taken only with `--adopt`.
+async fn judge_messages(
+    args: &Args,
+    stream: &Stream,
+    before: &Before,
+    system: &System,
+    config: &Config,
+) -> Result<(), Failure> {
+    let Some(look) = before.stream.as_ref().filter(|look| look.messages > 0 && !args.adopt) else {
+        return Ok(());
+    };
+    let last = look.end.last_seq;
+    Err(match stream.message(last).await? {
+        Stored::Event(event)
+            if event.position.system_id == system.id && event.position.slot == config.postgres.slot =>
+        {
+            preflight::missing_slot(&config.postgres.slot)
+        }
+        Stored::Event(event) => foreign(stream.name(), last, &format!("position {}", event.position)),
+        Stored::Foreign(subject) => foreign(stream.name(), last, &format!("subject `{subject}`")),
+        Stored::Gone => foreign(stream.name(), last, "it is gone"),
+    })
+}
+
+#[allow(clippy::too_many_arguments, reason = "everything that init has found out, used once")]
+async fn make(
+    config: &Config,
+    sql: &mut Sql,
+    stream: &Stream,
+    resolved: &Resolved,
+    before: Before,
+    objects: Objects,
+    system: &System,
+    version_num: i32,
+) -> Result<(), Failure> {
+    let slot = &config.postgres.slot;
+    let look = match before.stream {
+        Some(look) => {
+            println!("stream      {} exists", stream.name());
+            look
+        }
+        None => create_stream(config, stream, resolved).await?,
+    };
+    let had_slot = before.slot.is_some();
+    let confirmed = match before.slot.and_then(|slot| slot.confirmed) {
+        Some(confirmed) => {
+            println!("slot        {slot} exists");
+            confirmed
+        }
+        None => new_slot(config, sql, version_num).await?,
+    };
+    let last_seq = look.end.last_seq;
+    let fresh = Checkpoint {
+        slot: slot.clone(),
+        stream: stream.name().to_owned(),
+        stream_created: look.end.created,
+        system_id: system.id,
+        timeline: system.timeline,
+        objects,
+        phase: "ready".to_owned(),
+        session: 0,
+        seq: last_seq,
+        last: None,
+        passed_seq: last_seq,
+        settled_lsn: confirmed,
+        confirmed_seq: last_seq,
+    };
+    let row = match before.row {
+        // The slot goes on: what the row knows of it stays proved.
+        Some(row) if had_slot && row.system_id == system.id => Checkpoint {
+            seq: if row.stream_created == look.end.created { row.seq.min(last_seq) } else { last_seq },
+            last: row.last,
+            settled_lsn: row.settled_lsn.max(confirmed),
+            confirmed_seq: row.confirmed_seq.min(last_seq),
+            ..fresh
+        },
+        _ => fresh,
+    };
+    checkpoint::put(&sql.client, &config.postgres.schema, &row).await?;
+    println!("checkpoint  written: slot at {confirmed}, stream at {last_seq}");
+    Ok(())
+}
+
+async fn create_stream(config: &Config, stream: &Stream, resolved: &Resolved) -> Result<Look, Failure> {
+    let subject = resolved.subject().stream_subject().ok_or_else(|| {
+        Failure::new(
+            Code::SubjectsUnclear,
+            format!(
+                "outbox.subject `{}` begins with a column: the stream's subjects cannot be derived",
+                resolved.subject()
+            ),
+            format!(
+                "nats stream add {} --subjects '…' --storage file --discard new --defaults, then again",
+                stream.name()
+            ),
+        )
+    })?;
+    let new = New {
+        subjects: vec![subject.clone()],
+        replicas: config.nats.replicas,
+        max_age: config.nats.max_age,
+        max_bytes: config.nats.max_bytes,
+    };
+    let look = stream.create(&new).await.map_err(|failure| failure.context("create the stream"))?;
+    println!("stream      {} created for {subject}", stream.name());
+    Ok(look)
+}
+
+async fn new_slot(config: &Config, sql: &Sql, version_num: i32) -> Result<Lsn, Failure> {
+    let slot = &config.postgres.slot;
+    execute(sql, &format!("SET statement_timeout = '{SLOT_CREATION_MAX_SECONDS}s'"), "set a time limit")
+        .await?;
+    let created = sql.client.query_one(&create_slot(slot, version_num >= 170_000), &[]).await;
+    let row = match created {
+        Ok(row) => row,
+        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
+            return Err(blocked(sql, slot).await?);
+        }
+        Err(error) => return Err(Failure::from(Error::from(error)).context("create the slot")),
+    };
+    let lsn: String = row.get(0);
+    println!("slot        {slot} created at {lsn}");
+    lsn.parse().map_err(|error| Failure::new(Code::Unexpected, format!("{error}"), "report it"))
+}
+
+/// Names the transactions that a new slot waits for.
+async fn blocked(sql: &Sql, slot: &str) -> Result<Failure, Failure> {
+    let writers = sql
+        .client
+        .query(
+            "SELECT format('pid %s (%s, %s, since %s)', pid, usename, coalesce(nullif(application_name, ''), '?'), \
+             date_trunc('second', now() - xact_start)) FROM pg_stat_activity \
+             WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL SELECT format('prepared transaction %s (%s)', gid, owner) FROM pg_prepared_xacts",
+            &[],
+        )
+        .await
+        .map_err(Error::from)?;
+    let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
+    Ok(Failure::new(
+        Code::SlotBlocked,
+        format!(
+            "slot `{slot}` is not created within {SLOT_CREATION_MAX_SECONDS} s: it waits for {}",
+            if writers.is_empty() {
+                "a transaction that has ended meanwhile".to_owned()
+            } else {
+                writers.join(", ")
+            }
+        ),
+        "let them end (SELECT pg_terminate_backend(pid) where nobody needs them), then postrider init again",
+    ))
+}

@@ -1,0 +1,74 @@
+//! `postrider run`
+
+use super::{Ended, block_on, load, logging};
+use crate::config::Flags;
+use crate::ops::http::{self, Pulse};
+use crate::ops::status::{Board, Status};
+use crate::relay;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Relay events until stopped.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  DATABASE_URL=postgres://relay@db/shop NATS_URL=nats://nats:4222 postrider run
+
+SIGTERM and SIGINT drain and end with 0; a second one ends at once, which is safe too.
+`run` creates nothing: postrider init does.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+pub(super) fn run(args: &Args) -> Ended {
+    let config = load(&args.flags)?;
+    logging::start(&config.log);
+    let board = Board::new(Status {
+        reason: "starting".to_owned(),
+        slot: config.postgres.slot.clone(),
+        stream: config.nats.stream.clone(),
+        hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
+        ..Status::default()
+    });
+    let pulse = Pulse::default();
+    http::serve(&config.http, board.clone(), pulse.clone());
+    block_on(async {
+        let stop = stop_signal();
+        let ended = relay::run(&config, &board, &pulse, stop).await;
+        if ended.is_ok() {
+            info!(published = board.read().published_total, "drained");
+        }
+        ended
+    })
+}
+
+/// Turns true at the first SIGTERM or SIGINT; the second ends the process.
+fn stop_signal() -> watch::Receiver<bool> {
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        let (Some(mut terminate), Some(mut interrupt)) =
+            (listen(SignalKind::terminate()), listen(SignalKind::interrupt()))
+        else {
+            // Without a handler the signals end the process, which is safe.
+            std::future::pending::<()>().await;
+            return;
+        };
+        for round in 0.. {
+            let status = tokio::select! {
+                _ = terminate.recv() => 143,
+                _ = interrupt.recv() => 130,
+            };
+            if round > 0 {
+                std::process::exit(status);
+            }
+            let _ = stop.send(true);
+        }
+    });
+    stopped
+}
+
+fn listen(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| warn!(%error, "no handler for a signal")).ok()
+}

@@ -1,0 +1,152 @@
+//! `postrider status`
+
+use super::{Ended, block_on, load};
+use crate::config::{Config, Flags};
+use crate::error::{Code, Failure};
+use crate::nats::connect;
+use crate::nats::stream::Stream;
+use crate::ops::status::{LastError, Status};
+use crate::postgres::client::Sql;
+use crate::postgres::preflight;
+use crate::state::checkpoint;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// A running relay answers from memory.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Show where the relay is: asks the running relay, else reads checkpoint row, slot and stream.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  postrider status
+  postrider status --json | jq .lag_bytes")]
+pub(super) struct Args {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+pub(super) fn run(args: &Args) -> Ended {
+    let config = load(&args.flags)?;
+    block_on(async {
+        let live = match config.http.listen {
+            Some(address) => timeout(ANSWER_MAX, ask(address, &config)).await.ok().flatten(),
+            None => None,
+        };
+        let status = match live {
+            Some(status) => status,
+            None => to_json(&read(&config).await?)?,
+        };
+        if args.json {
+            println!("{status}");
+        } else {
+            print_human(&status);
+        }
+        Ok(())
+    })
+}
+
+/// The running relay's `/status`; none when none answers for this slot.
+async fn ask(address: SocketAddr, config: &Config) -> Option<serde_json::Value> {
+    let stream = TcpStream::connect(address).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    tokio::spawn(connection);
+    let mut request = hyper::Request::get("/status").header(hyper::header::HOST, address.to_string());
+    if let Some(token) = &config.http.token {
+        request = request.header(hyper::header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+    }
+    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).ok()?).await.ok()?;
+    let body = response.into_body().collect().await.ok()?.to_bytes();
+    let status: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    (status.get("slot")?.as_str()? == config.postgres.slot).then_some(status)
+}
+
+/// What Postgres and NATS know of it; the live fields stay null.
+async fn read(config: &Config) -> Result<Status, Failure> {
+    let mut status = Status {
+        slot: config.postgres.slot.clone(),
+        stream: config.nats.stream.clone(),
+        hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
+        ..Status::default()
+    };
+    let (sql, _) = Sql::connect_any(&config.postgres.target).await?;
+    let slot = preflight::slot(&sql, &config.postgres.slot).await?;
+    let row = match checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await {
+        Ok(row) => row,
+        Err(error) => match Failure::from(error) {
+            failure if failure.code == Code::SchemaMissing => None,
+            failure => return Err(failure),
+        },
+    };
+    let held = slot.as_ref().and_then(|slot| slot.active_pid);
+    status.reason = match (&slot, &row, held) {
+        (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
+        (_, None, _) => "there is no checkpoint row: postrider init".to_owned(),
+        (_, _, Some(pid)) => {
+            format!("a relay holds the slot (walsender {pid}), but none answers on http.listen")
+        }
+        (_, _, None) => "no relay runs".to_owned(),
+    };
+    if let Some(slot) = slot {
+        status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());
+        status.retained_wal_bytes = slot.restart_lsn.map(|restart| slot.wal_end.bytes_since(restart));
+        status.safe_wal_bytes = slot.safe_wal_size;
+        status.wal_status = slot.wal_status;
+        status.lag_bytes = row.as_ref().map(|row| slot.wal_end.bytes_since(row.settled_lsn));
+    }
+    if let Some(row) = row {
+        status.system_id = Some(row.system_id.to_string());
+        status.timeline = Some(row.timeline);
+        status.position = row.last.map(|last| last.position.to_string());
+        status.settled_lsn = Some(row.settled_lsn.to_string());
+    }
+    if let Err(failure) = look(config).await {
+        status.last_error = Some(LastError::from(&failure));
+    }
+    Ok(status)
+}
+
+async fn look(config: &Config) -> Result<(), Failure> {
+    let nats = connect::connect(&config.nats.servers).await?;
+    Stream::named(&nats, &config.nats.stream).await?.look().await?;
+    Ok(())
+}
+
+fn to_json(status: &Status) -> Result<serde_json::Value, Failure> {
+    serde_json::to_value(status)
+        .map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))
+}
+
+/// A line a field; what is not known is left out.
+fn print_human(status: &serde_json::Value) {
+    let Some(fields) = status.as_object() else { return };
+    for (name, value) in fields {
+        let shown = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) if text.is_empty() => continue,
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Object(parts) => {
+                let parts: Vec<_> = parts
+                    .iter()
+                    .filter(|(_, part)| !part.is_null())
+                    .map(|(part, value)| {
+                        format!("{part} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+                    })
+                    .collect();
+                if parts.is_empty() {
+                    continue;
+                }
+                parts.join("  ")
+            }
+            other => other.to_string(),
+        };
+        println!("{name:<20} {shown}");
+    }
+}
