@@ -29,5 +29,5 @@ test: servers
 
 demo:
 	scripts/servers.sh
-	$(CARGO) build --release --locked --quiet
-	$(CARGO) run --release --locked --quiet -- demo $(ARGS)
+	$(CARGO) build --release --locked
+	@$(CARGO) run --release --locked --quiet -- demo $(ARGS)

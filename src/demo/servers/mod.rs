@@ -20,7 +20,9 @@ mod process;
 mod programs;
 
 pub use nats::NatsServer;
+pub(super) use place::{free_port, new_folder};
 pub use postgres::{PostgresOptions, PostgresServer, Stop};
+pub(super) use process::Process;
 pub use programs::{PostgresPrograms, nats_program, program};
 
 use crate::error::{Code, Failure};
@@ -54,12 +56,12 @@ impl StartError {
 }
 
 /// A server or its surroundings do not work; nothing that a configuration could mend.
-fn broken(message: impl Into<String>) -> Failure {
+pub(super) fn broken(message: impl Into<String>) -> Failure {
     Failure::new(Code::Unexpected, message, "")
 }
 
 /// What the server wrote since `offset` of its log.
-fn log_since(log: &Path, offset: u64) -> String {
+pub(super) fn log_since(log: &Path, offset: u64) -> String {
     let bytes = std::fs::read(log).unwrap_or_default();
     let from = usize::try_from(offset).unwrap_or(0).min(bytes.len());
     String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()

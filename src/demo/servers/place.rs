@@ -18,7 +18,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Another user than the one who runs this process.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Account {
+pub(in crate::demo) struct Account {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
@@ -45,7 +45,7 @@ pub(super) fn postgres_account() -> Result<Option<Account>, Failure> {
 }
 
 /// A folder for one server; it goes when the value is dropped.
-pub(super) fn new_folder() -> Result<TempDir, Failure> {
+pub(in crate::demo) fn new_folder() -> Result<TempDir, Failure> {
     let folder = tempfile::Builder::new().prefix("postrider-").tempdir_in(base());
     let folder =
         folder.map_err(|error| broken(format!("create a folder in {}: {error}", base().display())))?;
@@ -137,7 +137,7 @@ pub(super) fn run(command: &mut Command) -> Result<(), Failure> {
 }
 
 /// A port that was free a moment ago.
-pub(super) fn free_port() -> Result<u16, Failure> {
+pub(in crate::demo) fn free_port() -> Result<u16, Failure> {
     (0..100)
         .map(|_| fastrand::u16(PORTS))
         .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())

@@ -363,7 +363,7 @@ fn initdb(bin: &Path, account: Option<Account>, folder: &Path) -> Result<(), Fai
     if !in_time {
         process.kill_blocking();
     }
-    if !in_time || !process.succeeded() {
+    if !in_time || !process.exit_status().is_some_and(|status| status.success()) {
         return Err(broken(format!("initdb fails:\n{}", log_since(&log, 0))));
     }
     Ok(())

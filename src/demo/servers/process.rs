@@ -11,20 +11,33 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
-pub(super) struct Process {
+pub(in crate::demo) struct Process {
     child: Child,
 }
 
 impl Process {
-    /// Starts `program` with its output appended to `log`.
+    /// Starts `program` in the folder of `log`, to which its output is appended, as the account, if
+    /// one is given.
     pub(super) fn spawn(
         program: &Path,
         arguments: &[&str],
+        account: Option<Account>,
+        log: &Path,
+    ) -> Result<Process, Failure> {
+        Process::spawn_with(program, arguments, &[], account, log)
+    }
+
+    /// The same with variables of the environment. Whatever of ours would configure a server or the
+    /// relay is taken out of it.
+    pub(in crate::demo) fn spawn_with(
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
         account: Option<Account>,
         log: &Path,
     ) -> Result<Process, Failure> {
@@ -40,40 +53,45 @@ impl Process {
             Command::new(program)
         };
         command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
-            command.env_remove(name);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["PG", "NATS_", "POSTRIDER_", "DATABASE_URL"].iter().any(|ours| text.starts_with(ours)) {
+                command.env_remove(&name);
+            }
         }
+        command.envs(environment.iter().copied());
         if let Some(Account { uid, gid }) = account {
             command.uid(uid).gid(gid);
         }
-        // Our process may be in a folder that the account cannot enter. A group of its own, so that
-        // Ctrl-C in a terminal reaches only us and we can end in order.
-        command.current_dir("/").process_group(0);
+        // Ours may be a folder that the account cannot enter. A group of its own, so that Ctrl-C in a
+        // terminal reaches only us and we can end in order.
+        command.current_dir(log.parent().unwrap_or(Path::new("/"))).process_group(0);
         let child = spawn_for_life(command).map_err(|error| broken(format!("start {name}: {error}")))?;
         Ok(Process { child })
     }
 
-    pub(super) fn pid(&self) -> Pid {
+    pub(in crate::demo) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    pub(super) fn is_running(&mut self) -> bool {
+    pub(in crate::demo) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    pub(super) fn succeeded(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(status)) if status.success())
+    /// How it ended, once it has.
+    pub(in crate::demo) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// Does nothing once the process has ended: its number may be another's by then.
-    pub(super) fn signal(&mut self, signal: Signal) {
+    pub(in crate::demo) fn signal(&mut self, signal: Signal) {
         if self.is_running() {
             let _ = kill_process(self.pid(), signal);
         }
     }
 
     /// Waits for its end; false when it still runs after `limit`.
-    pub(super) async fn wait(&mut self, limit: Duration) -> bool {
+    pub(in crate::demo) async fn wait(&mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         while self.is_running() {
             if Instant::now() >= deadline {
@@ -97,7 +115,7 @@ impl Process {
     }
 
     /// Ends it at once and takes its exit status.
-    pub(super) fn kill_blocking(&mut self) {
+    pub(in crate::demo) fn kill_blocking(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
