@@ -1,5 +1,6 @@
 //! The command line: one file a command, exit statuses decided here.
 
+mod demo;
 mod init;
 mod logging;
 mod run;
@@ -27,6 +28,8 @@ enum Command {
     Run(run::Args),
     /// Show where the relay is.
     Status(status::Args),
+    /// See a whole pipeline work, on servers of its own.
+    Demo(crate::demo::DemoArgs),
 }
 
 /// The process: parses the command line, runs the command, prints what went wrong.
@@ -40,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Demo(args) => demo::run(args),
     };
     match ended {
         Ok(()) => ExitCode::from(Exit::Done as u8),
