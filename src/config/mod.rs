@@ -79,7 +79,7 @@ impl Config {
         let e = |n: &str, d: &str| std::env::var(n).unwrap_or(d.into());
         Config {
             postgres: Postgres {
-                target: Target::parse(&e("DATABASE_URL", "")).unwrap(),
+                target: Target::parse(Some(&e("DATABASE_URL", "")), &|n| std::env::var(n).ok()).unwrap(),
                 slot: "postrider".into(),
                 publication: "postrider".into(),
                 schema: "postrider".into(),
