@@ -1,15 +1,18 @@
 //! The command line: one file a command, exit statuses decided here.
 
+mod config;
 mod demo;
+mod explain;
 mod init;
 mod logging;
 mod run;
 mod status;
 
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::error::{Code, Exit, Failure};
 use clap::{Parser, Subcommand};
 use std::future::Future;
+use std::io::stdout;
 use std::process::ExitCode;
 
 /// Publishes every committed row of an outbox table to NATS JetStream, once and in commit order.
@@ -30,6 +33,10 @@ enum Command {
     Status(status::Args),
     /// See a whole pipeline work, on servers of its own.
     Demo(crate::demo::DemoArgs),
+    /// Show every key, its value and where that came from.
+    Config(config::Args),
+    /// Say what an error code means.
+    Explain(explain::Args),
 }
 
 /// The process: parses the command line, runs the command, prints what went wrong.
@@ -44,6 +51,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),
+        Command::Explain(args) => explain::run(&args, &mut stdout()),
     };
     match ended {
         Ok(()) => ExitCode::from(Exit::Done as u8),
@@ -70,6 +79,6 @@ fn block_on<F: Future<Output = Result<(), Failure>>>(future: F) -> Ended {
     runtime.block_on(future).map_err(|failure| vec![failure])
 }
 
-fn load(_: &crate::config::Flags) -> Result<Config, Vec<Failure>> {
-    Ok(Config::env())
+fn load(flags: &crate::config::Flags) -> Result<Config, Vec<Failure>> {
+    Config::load(flags)
 }

@@ -1,128 +1,288 @@
-//! stopgap
-#![allow(missing_docs)]
-use crate::outbox::*;
+//! What the relay is told to do: flag > environment > file > default.
+//!
+//! One table, [`keys::KEYS`], names every key; file, environment, flags, `--help` and the README's
+//! table follow from it. Values travel as text with their [`Origin`] until [`Config`] gives them
+//! their types, so that every source is checked by the same rules.
+//!
+//! * All problems are reported at once, each with where it was read.
+//! * Secrets are never shown: not in problems, not in `Debug`, not in [`Loaded::shown`].
+//! * What PG* variables and `.pgpass` add to `postgres.url` is [`target`](crate::postgres::target)'s matter.
+//!
+//! Considered and left: figment, config and serde's `deny_unknown_fields` stop at the first problem and
+//! cannot say `did you mean`.
+
+mod build;
+mod flags;
+pub mod keys;
+mod load;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use crate::error::Failure;
+use crate::outbox::{ColumnNames, PresetChoice, Settings};
 use crate::postgres::target::{Secret, Target};
+pub use flags::Flags;
+pub use load::{Environment, Origin, Value};
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
+pub use value::{TableName, masked_server};
+
+/// Everything that the relay is told, with its types.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// `[postgres]`
     pub postgres: Postgres,
+    /// `[outbox]`
     pub outbox: Outbox,
+    /// `[nats]`
     pub nats: Nats,
+    /// `[delivery]`
     pub delivery: Delivery,
+    /// `[http]`
     pub http: Http,
+    /// How long to wait at the start for servers that are not up yet; none: for ever.
     pub start_timeout: Option<Duration>,
+    /// `[log]`
     pub log: Log,
 }
+
+/// The source.
 #[derive(Debug, Clone)]
 pub struct Postgres {
+    /// Server, database and role.
     pub target: Target,
+    /// The replication slot.
     pub slot: String,
+    /// The publication, as the catalogue holds its name.
     pub publication: String,
+    /// The schema of the checkpoint table, as the catalogue holds its name.
     pub schema: String,
+    /// Without an acknowledgement for so long, the replication connection is let go.
     pub release_after: Duration,
 }
-#[derive(Debug, Clone)]
-pub struct TableName {
-    pub schema: String,
-    pub name: String,
-}
-impl std::fmt::Display for TableName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "\"{}\".\"{}\"", self.schema, self.name)
-    }
-}
+
+/// How rows become events.
 #[derive(Debug, Clone)]
 pub struct Outbox {
+    /// The table.
     pub table: TableName,
+    /// Which columns mean what.
     pub preset: PresetChoice,
+    /// Columns that are named one by one.
+    pub columns: ColumnNames,
+    /// The subject template, as written.
     pub subject: Option<String>,
 }
-#[derive(Debug, Clone)]
-pub struct Nats {
-    pub servers: Vec<String>,
-    pub stream: String,
-    pub replicas: usize,
-    pub max_age: Option<Duration>,
-    pub max_bytes: Option<u64>,
-    pub msg_id: bool,
-}
-#[derive(Debug, Clone)]
-pub struct Delivery {
-    pub window_messages: usize,
-    pub window_bytes: usize,
-    pub hold: Duration,
-}
-#[derive(Debug, Clone)]
-pub struct Http {
-    pub listen: Option<SocketAddr>,
-    pub token: Option<Secret>,
-    pub allow_anonymous: bool,
-}
-impl Delivery {
-    pub fn hold_back(&self, _: &Nats) -> Duration {
-        self.hold
-    }
-}
+
 impl Outbox {
+    /// What the mapping needs to know.
+    #[must_use]
     pub fn settings(&self, nats: &Nats) -> Settings {
         Settings {
             preset: self.preset,
-            columns: ColumnNames::default(),
+            columns: self.columns.clone(),
             subject: self.subject.clone(),
             msg_id: nats.msg_id,
         }
     }
 }
-impl Config {
-    pub fn env() -> Config {
-        let e = |n: &str, d: &str| std::env::var(n).unwrap_or(d.into());
-        Config {
-            postgres: Postgres {
-                target: Target::parse(Some(&e("DATABASE_URL", "")), &|n| std::env::var(n).ok()).unwrap(),
-                slot: "postrider".into(),
-                publication: "postrider".into(),
-                schema: "postrider".into(),
-                release_after: Duration::from_secs(5),
-            },
-            outbox: Outbox {
-                table: TableName { schema: "public".into(), name: "outbox".into() },
-                preset: PresetChoice::Auto,
-                subject: None,
-            },
-            nats: Nats {
-                servers: vec![e("NATS_URL", "127.0.0.1:4222")],
-                stream: "OUTBOX".into(),
-                replicas: 1,
-                max_age: None,
-                max_bytes: None,
-                msg_id: false,
-            },
-            delivery: Delivery {
-                window_messages: 2048,
-                window_bytes: 8 << 20,
-                hold: Duration::from_millis(e("HOLD", "0").parse().unwrap()),
-            },
-            http: Http {
-                listen: e("POSTRIDER_HTTP_LISTEN", "127.0.0.1:9464").parse().ok(),
-                token: None,
-                allow_anonymous: false,
-            },
-            start_timeout: None,
-            log: Log { level: "debug", format: LogFormat::Human },
+
+/// The sink.
+#[derive(Clone)]
+pub struct Nats {
+    /// Server URLs, with their credentials: show them by [`masked_server`].
+    pub servers: Vec<String>,
+    /// The stream.
+    pub stream: String,
+    /// Replicas of a stream that is created.
+    pub replicas: usize,
+    /// Age limit of a stream that is created.
+    pub max_age: Option<Duration>,
+    /// Size limit of a stream that is created.
+    pub max_bytes: Option<u64>,
+    /// How often the servers sync the stream to disk.
+    pub sync_interval: SyncInterval,
+    /// Whether the event id is also sent as `Nats-Msg-Id`.
+    pub msg_id: bool,
+}
+
+impl fmt::Debug for Nats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Nats { servers, stream, replicas, max_age, max_bytes, sync_interval, msg_id } = self;
+        let servers: Vec<_> = servers.iter().map(|server| masked_server(server)).collect();
+        f.debug_struct("Nats")
+            .field("servers", &servers)
+            .field("stream", stream)
+            .field("replicas", replicas)
+            .field("max_age", max_age)
+            .field("max_bytes", max_bytes)
+            .field("sync_interval", sync_interval)
+            .field("msg_id", msg_id)
+            .finish()
+    }
+}
+
+/// How often nats-server syncs a stream to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncInterval {
+    /// Before each acknowledgement.
+    Always,
+    /// This often.
+    Every(Duration),
+}
+
+/// The window and the confirming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Events in flight at most.
+    pub window_messages: usize,
+    /// Bytes in flight at most.
+    pub window_bytes: usize,
+    /// How long a stored event stays unconfirmed.
+    pub hold_back: HoldBack,
+    /// What happens at an event that cannot be published.
+    pub on_poison: OnPoison,
+}
+
+impl Delivery {
+    /// How long a stored event's LSN stays unconfirmed.
+    ///
+    /// A NATS machine that loses power loses at most what it had not synced. Twice the interval, for a
+    /// timer that is late, and ten seconds for the sync itself.
+    #[must_use]
+    pub fn hold_back(&self, nats: &Nats) -> Duration {
+        const SYNC_MARGIN: Duration = Duration::from_secs(10);
+        match (self.hold_back, nats.sync_interval) {
+            (HoldBack::Fixed(duration), _) => duration,
+            (HoldBack::Auto, SyncInterval::Always) => Duration::ZERO,
+            (HoldBack::Auto, SyncInterval::Every(interval)) => {
+                interval.saturating_mul(2).saturating_add(SYNC_MARGIN)
+            }
         }
     }
 }
+
+/// How long a stored event stays unconfirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldBack {
+    /// From the servers' sync interval: see [`Delivery::hold_back`].
+    Auto,
+    /// This long.
+    Fixed(Duration),
+}
+
+/// What happens at an event that cannot be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPoison {
+    /// The relay stops there.
+    Halt,
+}
+
+/// The HTTP server.
 #[derive(Debug, Clone)]
+pub struct Http {
+    /// Where it listens; none: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// The bearer token that it demands.
+    pub token: Option<Secret>,
+    /// Whether others than this machine may ask without a token.
+    pub allow_anonymous: bool,
+}
+
+/// Logging.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    pub level: &'static str,
+    /// The least severe events that are logged.
+    pub level: LogLevel,
+    /// How they are written.
     pub format: LogFormat,
 }
-#[derive(Debug, Clone, Copy)]
+
+/// A log event's severity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Failures.
+    Error,
+    /// What needs attention.
+    Warn,
+    /// Changes of state and summaries.
+    Info,
+    /// Details of sessions.
+    Debug,
+    /// Details of events.
+    Trace,
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        })
+    }
+}
+
+/// How log events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
     Auto,
+    /// For people.
     Human,
+    /// For machines.
     Json,
 }
-#[derive(Debug, Clone, clap::Args)]
-pub struct Flags {}
+
+impl Config {
+    /// Reads the process's environment, the configuration file and `flags`.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn load(flags: &Flags) -> Result<Config, Vec<Failure>> {
+        Loaded::from(flags, &Environment::of_process()).config
+    }
+}
+
+/// The configuration as a person asks about it: every value with its origin, even when some are wrong.
+#[derive(Debug)]
+pub struct Loaded {
+    /// One value a key, in the table's order.
+    pub values: Vec<Value>,
+    /// The typed configuration, or all problems.
+    pub config: Result<Config, Vec<Failure>>,
+}
+
+impl Loaded {
+    /// Reads `env`, the configuration file and `flags`.
+    #[must_use]
+    pub fn from(flags: &Flags, env: &Environment) -> Loaded {
+        let (mut values, mut problems) = load::gather(flags, env);
+        let config = build::config(&mut values, env, &mut problems);
+        let config = match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems),
+        };
+        Loaded { values, config }
+    }
+
+    /// A value's text as it may be shown: URLs without their passwords, other secrets as `***`.
+    #[must_use]
+    pub fn shown(&self, value: &Value) -> Option<String> {
+        let config = self.config.as_ref().ok();
+        match (value.key.name, config) {
+            ("postgres.url", Some(config)) => Some(config.postgres.target.to_string()),
+            ("nats.url", Some(config)) => {
+                let servers: Vec<_> =
+                    config.nats.servers.iter().map(|server| masked_server(server)).collect();
+                Some(servers.join(","))
+            }
+            _ if value.key.secret => value.text.as_ref().map(|_| "***".to_owned()),
+            _ => value.text.clone(),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Gives every value its type, and checks what several keys must satisfy together.
+
+use super::load::{Environment, Origin, Value};
+use super::value::{self, Parsed};
+use super::{
+    Config, Delivery, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Postgres,
+    SyncInterval,
+};
+use crate::error::{Code, Failure};
+use crate::outbox::{ColumnNames, PresetChoice, Template};
+use crate::postgres::target::{Secret, Target};
+use std::time::Duration;
+
+const REPLICAS_MAX: usize = 5;
+/// A message in the window costs some hundred bytes even when its event is empty.
+const WINDOW_MESSAGES_MAX: usize = 65_536;
+const WINDOW_BYTES_MIN: u64 = 1024;
+const RELEASE_AFTER_MIN: Duration = Duration::from_millis(100);
+/// What nats-server accepts.
+const MAX_AGE_MIN: Duration = Duration::from_millis(100);
+const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
+
+/// Any of these says which Postgres is meant without `postgres.url`.
+const POSTGRES_VARIABLES: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"];
+
+/// The typed configuration; none when a value is missing or wrong.
+pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) -> Option<Config> {
+    let target = target(values, env, problems);
+    let mut read = Reader { values, problems };
+
+    let postgres = postgres(&mut read, target);
+    let outbox = outbox(&mut read);
+    let nats = nats(&mut read);
+    let delivery = delivery(&mut read);
+    let http = http(&mut read);
+    let start_timeout = read.required("start_timeout", value::optional(value::duration));
+    let log = log(&mut read);
+    Some(Config {
+        postgres: postgres?,
+        outbox: outbox?,
+        nats: nats?,
+        delivery: delivery?,
+        http: http?,
+        start_timeout: start_timeout?,
+        log: log?,
+    })
+}
+
+struct Reader<'a> {
+    values: &'a [Value],
+    problems: &'a mut Vec<Failure>,
+}
+
+impl Reader<'_> {
+    fn value(&self, name: &str) -> Option<&Value> {
+        let value = self.values.iter().find(|value| value.key.name == name);
+        debug_assert!(value.is_some(), "{name} is not in the table of keys");
+        value
+    }
+
+    /// A value that has a default or is checked elsewhere for being there: none only when it is wrong
+    /// or missing.
+    fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        self.optional(name, parse)?
+    }
+
+    /// `None` when the value is wrong, `Some(None)` when nobody set it.
+    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<Option<T>> {
+        let value = self.value(name)?;
+        let Some(text) = &value.text else { return Some(None) };
+        match parse(text) {
+            Ok(parsed) => Some(Some(parsed)),
+            Err(expected) => {
+                let shown =
+                    if value.key.secret { String::new() } else { format!(" = `{}`", text.escape_debug()) };
+                let message = format!("{name}{shown} ({}) cannot be used: {expected}", value.origin);
+                let remedy = remedy(value);
+                self.problems.push(Failure::new(Code::InvalidValue, message, remedy));
+                None
+            }
+        }
+    }
+
+    fn missing(&mut self, message: &str, remedy: &str) {
+        self.problems.push(Failure::new(Code::MissingValue, message, remedy));
+    }
+}
+
+fn remedy(value: &Value) -> String {
+    match &value.origin {
+        Origin::Flag(flag) => format!("change --{flag}"),
+        Origin::Variable(name) => format!("change the environment variable {name}"),
+        Origin::SecretFile(_, path) => format!("change the file {}", path.display()),
+        Origin::File(path, line) => format!("change line {line} of {}", path.display()),
+        Origin::Default => format!("set {}", value.key.name),
+    }
+}
+
+/// Where Postgres is: from the URL, and from the variables and files that fill what it leaves out.
+fn target(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) -> Option<Target> {
+    let value = values.iter_mut().find(|value| value.key.name == "postgres.url")?;
+    if value.text.as_ref().is_none_or(|text| text.trim().is_empty()) {
+        let Some(variable) = POSTGRES_VARIABLES.into_iter().find(|name| env.get(name).is_some()) else {
+            let message = "postgres.url is not set: nothing says where the outbox is";
+            let remedy = "export DATABASE_URL=postgres://user:password@host:5432/database";
+            problems.push(Failure::new(Code::MissingValue, message, remedy));
+            return None;
+        };
+        value.origin = Origin::Variable(variable.to_owned());
+    }
+    let env = |name: &str| env.get(name).map(str::to_owned);
+    match Target::parse(value.text.as_deref(), &env) {
+        Ok(target) => Some(target),
+        Err(error) => {
+            let message = format!("postgres.url ({}) cannot be used: {error}", value.origin);
+            let remedy = "a complete one: postgres://user:password@host:5432/database?sslmode=require";
+            problems.push(Failure::new(Code::InvalidValue, message, remedy));
+            None
+        }
+    }
+}
+
+fn postgres(read: &mut Reader<'_>, target: Option<Target>) -> Option<Postgres> {
+    let slot = read.required("postgres.slot", value::slot);
+    let publication = read.required("postgres.publication", value::publication);
+    let schema = read.required("postgres.schema", value::identifier);
+    let release_after = read.required("postgres.release_after", value::duration_at_least(RELEASE_AFTER_MIN));
+    Some(Postgres {
+        target: target?,
+        slot: slot?,
+        publication: publication?,
+        schema: schema?,
+        release_after: release_after?,
+    })
+}
+
+fn outbox(read: &mut Reader<'_>) -> Option<Outbox> {
+    let table = read.required("outbox.table", str::parse);
+    let preset = read.required(
+        "outbox.preset",
+        value::choice(&[
+            ("auto", PresetChoice::Auto),
+            ("article", PresetChoice::Article),
+            ("debezium", PresetChoice::Debezium),
+            ("open-outbox", PresetChoice::OpenOutbox),
+            ("columns", PresetChoice::Columns),
+        ]),
+    );
+    let columns = columns(read);
+    let subject = read.optional("outbox.subject", value::not_empty);
+    if let (Some(PresetChoice::Columns), Some(None)) = (preset, &subject) {
+        read.missing(
+            "outbox.preset = `columns` has no default subject, and outbox.subject is not set",
+            "set outbox.subject, like \"outbox.{event_type}\", over columns of your table",
+        );
+    }
+    if let Some(Some(text)) = &subject
+        && let Err(failure) = Template::parse(text)
+    {
+        read.problems.push(failure);
+    }
+    Some(Outbox { table: table?, preset: preset?, columns: columns?, subject: subject? })
+}
+
+fn columns(read: &mut Reader<'_>) -> Option<ColumnNames> {
+    let mut column = |name| read.optional(name, value::identifier);
+    let id = column("outbox.id");
+    let event_type = column("outbox.type");
+    let key = column("outbox.key");
+    let payload = column("outbox.payload");
+    let headers = column("outbox.headers");
+    let schema_version = column("outbox.schema_version");
+    let content_type = column("outbox.content_type");
+    let traceparent = column("outbox.traceparent");
+    let tracestate = column("outbox.tracestate");
+    let created_at = column("outbox.created_at");
+    Some(ColumnNames {
+        id: id?,
+        event_type: event_type?,
+        key: key?,
+        payload: payload?,
+        headers: headers?,
+        schema_version: schema_version?,
+        content_type: content_type?,
+        traceparent: traceparent?,
+        tracestate: tracestate?,
+        created_at: created_at?,
+    })
+}
+
+fn nats(read: &mut Reader<'_>) -> Option<Nats> {
+    let servers = read.optional("nats.url", value::servers);
+    if let Some(None) = servers {
+        read.missing(
+            "nats.url is not set: nothing says where JetStream is",
+            "export NATS_URL=nats://localhost:4222",
+        );
+    }
+    let stream = read.required("nats.stream", value::stream);
+    let replicas = read.required("nats.replicas", value::integer(1, REPLICAS_MAX));
+    let max_age = read.required("nats.max_age", value::optional(value::duration_at_least(MAX_AGE_MIN)));
+    let max_bytes = read.required("nats.max_bytes", value::optional(value::size_at_least(1)));
+    let sync_interval = read.required("nats.sync_interval", |text| match text {
+        "always" => Ok(SyncInterval::Always),
+        text => value::duration_at_least(SYNC_INTERVAL_MIN)(text)
+            .map(SyncInterval::Every)
+            .map_err(|error| format!("{error}, or `always`")),
+    });
+    let msg_id = read.required("nats.msg_id", value::boolean);
+    Some(Nats {
+        servers: servers??,
+        stream: stream?,
+        replicas: replicas?,
+        max_age: max_age?,
+        max_bytes: max_bytes?,
+        sync_interval: sync_interval?,
+        msg_id: msg_id?,
+    })
+}
+
+fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
+    let window_messages = read.required("delivery.window_messages", value::integer(1, WINDOW_MESSAGES_MAX));
+    let window_bytes = read.required("delivery.window_bytes", |text| {
+        let bytes = value::size_at_least(WINDOW_BYTES_MIN)(text)?;
+        usize::try_from(bytes).map_err(|_| "the size is larger than this machine's memory can be".into())
+    });
+    let hold_back = read.required("delivery.hold_back", |text| match text {
+        "auto" => Ok(HoldBack::Auto),
+        text => value::duration(text).map(HoldBack::Fixed).map_err(|error| format!("{error}, or `auto`")),
+    });
+    let on_poison = read.required("delivery.on_poison", value::choice(&[("halt", OnPoison::Halt)]));
+    Some(Delivery {
+        window_messages: window_messages?,
+        window_bytes: window_bytes?,
+        hold_back: hold_back?,
+        on_poison: on_poison?,
+    })
+}
+
+fn http(read: &mut Reader<'_>) -> Option<Http> {
+    let listen = read.required("http.listen", value::listen);
+    let token = read.optional("http.token", value::token);
+    let allow_anonymous = read.required("http.allow_anonymous", value::boolean);
+    if let (Some(Some(address)), Some(None), Some(false)) = (listen, &token, allow_anonymous)
+        && !address.ip().to_canonical().is_loopback()
+    {
+        read.problems.push(Failure::new(
+            Code::OpenHttp,
+            format!("http.listen = `{address}` is open to other machines, without a token"),
+            "set http.token, or http.allow_anonymous = true, or listen on 127.0.0.1",
+        ));
+    }
+    Some(Http { listen: listen?, token: token?.map(Secret::new), allow_anonymous: allow_anonymous? })
+}
+
+fn log(read: &mut Reader<'_>) -> Option<Log> {
+    let level = read.required(
+        "log.level",
+        value::choice(&[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]),
+    );
+    let format = read.required(
+        "log.format",
+        value::choice(&[("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)]),
+    );
+    Some(Log { level: level?, format: format? })
+}

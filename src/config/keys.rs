@@ -1,0 +1,264 @@
+//! Every key, once. The file, the environment, the flags, `--help` and the README follow from this
+//! table; what a value may be beyond its kind is said where it is parsed.
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// `section.key`, or `key` at the top of the file.
+    pub name: &'static str,
+    /// What kind of value it takes.
+    pub kind: Kind,
+    /// The default as it would be written; none where there is none, or the preset decides.
+    pub default: Option<&'static str>,
+    /// Never shown, and also read from a file that `<NAME>_FILE` names.
+    pub secret: bool,
+    /// An environment variable that other tools share, asked after our own.
+    pub shared_env: Option<&'static str>,
+    /// What it does, in one line.
+    pub doc: &'static str,
+}
+
+/// What kind of value a key takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A string; the word that stands for it in `--help`.
+    Text(&'static str),
+    /// A string like `250ms`.
+    Duration,
+    /// A string like `8MiB`, or an integer.
+    Size,
+    /// An integer.
+    Integer,
+    /// `true` or `false`.
+    Boolean,
+    /// One of these strings.
+    Choice(&'static [&'static str]),
+}
+
+impl Key {
+    /// The variable that sets it: `POSTRIDER_NATS_STREAM`.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("POSTRIDER_{}", self.name.replace('.', "_").to_uppercase())
+    }
+
+    /// The flag that sets it, without dashes: `nats-stream`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace(['.', '_'], "-")
+    }
+
+    /// Our variable, then the shared one.
+    pub(super) fn envs(&self) -> impl Iterator<Item = String> {
+        std::iter::once(self.env()).chain(self.shared_env.map(str::to_owned))
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default: Some(default), secret: false, shared_env: None, doc }
+}
+
+const fn unset(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, default: None, secret: false, shared_env: None, doc }
+}
+
+const fn secret(name: &'static str, kind: Kind, shared_env: Option<&'static str>, doc: &'static str) -> Key {
+    Key { name, kind, default: None, secret: true, shared_env, doc }
+}
+
+const COLUMN: Kind = Kind::Text("COLUMN");
+const NAME: Kind = Kind::Text("NAME");
+
+/// The table.
+pub const KEYS: &[Key] = &[
+    secret(
+        "postgres.url",
+        Kind::Text("URL"),
+        Some("DATABASE_URL"),
+        "libpq URL or key=value string; what it leaves out comes from PG* variables and ~/.pgpass",
+    ),
+    key(
+        "postgres.slot",
+        NAME,
+        "postrider",
+        "The replication slot: lower-case letters, digits and underscores",
+    ),
+    key("postgres.publication", NAME, "postrider", "The publication that carries the outbox"),
+    key("postgres.schema", NAME, "postrider", "The schema that holds the checkpoint table"),
+    key(
+        "postgres.release_after",
+        Kind::Duration,
+        "5s",
+        "Let go of the replication connection when NATS has acknowledged nothing for so long",
+    ),
+    key(
+        "outbox.table",
+        NAME,
+        "public.outbox",
+        "The outbox table; names with capitals or dots are quoted: \"Shop\".\"Out.box\"",
+    ),
+    key(
+        "outbox.preset",
+        Kind::Choice(&["auto", "article", "debezium", "open-outbox", "columns"]),
+        "auto",
+        "Which columns mean what; auto tells it from the table, columns needs outbox.subject",
+    ),
+    unset("outbox.id", COLUMN, "Column of the event id; default: by preset"),
+    unset("outbox.type", COLUMN, "Column of the event type; default: by preset"),
+    unset("outbox.key", COLUMN, "Column of the ordering key; default: by preset"),
+    unset("outbox.payload", COLUMN, "Column of the payload; default: by preset"),
+    unset("outbox.headers", COLUMN, "Column of a JSON object of headers; default: by preset"),
+    unset("outbox.schema_version", COLUMN, "Column of the payload's schema version; default: by preset"),
+    unset("outbox.content_type", COLUMN, "Column of the payload's media type; default: by preset"),
+    unset("outbox.traceparent", COLUMN, "Column of the W3C traceparent; default: by preset"),
+    unset("outbox.tracestate", COLUMN, "Column of the W3C tracestate; default: by preset"),
+    unset("outbox.created_at", COLUMN, "Column of the event's creation time; default: by preset"),
+    unset(
+        "outbox.subject",
+        Kind::Text("TEMPLATE"),
+        "NATS subject, with {column}, {column:tokens} or {column:bucket(16)}; default: by preset, outbox.{event_type} or outbox.event.{aggregatetype}",
+    ),
+    secret(
+        "nats.url",
+        Kind::Text("URLS"),
+        Some("NATS_URL"),
+        "NATS servers, separated by commas: nats://host:4222 or tls://user:password@host",
+    ),
+    key("nats.stream", NAME, "OUTBOX", "The JetStream stream; it belongs to this relay alone"),
+    key("nats.replicas", Kind::Integer, "1", "Replicas of a stream that init creates, 1 to 5"),
+    key("nats.max_age", Kind::Duration, "none", "Age limit of a stream that init creates"),
+    key("nats.max_bytes", Kind::Size, "none", "Size limit of a stream that init creates"),
+    key(
+        "nats.sync_interval",
+        Kind::Duration,
+        "2m",
+        "The servers' jetstream sync_interval (2m is their own default), or always",
+    ),
+    key(
+        "nats.msg_id",
+        Kind::Boolean,
+        "false",
+        "Also send the event id as Nats-Msg-Id; nothing here depends on it",
+    ),
+    key("delivery.window_messages", Kind::Integer, "2048", "Events in flight at most, 1 to 65536"),
+    key(
+        "delivery.window_bytes",
+        Kind::Size,
+        "8MiB",
+        "Bytes in flight at most; one larger event passes alone",
+    ),
+    key(
+        "delivery.hold_back",
+        Kind::Duration,
+        "auto",
+        "How long a stored event's LSN stays unconfirmed; auto: 0s with sync_interval always, else 2 x sync_interval + 10s",
+    ),
+    key(
+        "delivery.on_poison",
+        Kind::Choice(&["halt"]),
+        "halt",
+        "What to do at an event that cannot be published: halt with exit status 7",
+    ),
+    key(
+        "http.listen",
+        Kind::Text("ADDRESS"),
+        "127.0.0.1:9464",
+        "Where /healthz, /readyz and /status are served; port 0 picks a free one, off serves nothing",
+    ),
+    secret("http.token", Kind::Text("TOKEN"), None, "Bearer token that /status then demands"),
+    key("http.allow_anonymous", Kind::Boolean, "false", "Allow http.listen beyond loopback without a token"),
+    key(
+        "start_timeout",
+        Kind::Duration,
+        "none",
+        "How long to wait at the start for servers that are not up yet",
+    ),
+    key(
+        "log.level",
+        Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        "info",
+        "The least severe events that are logged",
+    ),
+    key(
+        "log.format",
+        Kind::Choice(&["auto", "human", "json"]),
+        "auto",
+        "auto: human on a terminal, JSON otherwise",
+    ),
+];
+
+/// The key of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The sections of the file.
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    let mut sections: Vec<_> =
+        KEYS.iter().filter_map(|key| key.name.split_once('.')).map(|(section, _)| section).collect();
+    sections.dedup();
+    sections.into_iter()
+}
+
+/// The README's table.
+#[must_use]
+pub fn markdown() -> String {
+    let mut table = String::from("| key | default | |\n| --- | --- | --- |\n");
+    for key in KEYS {
+        let default = key.default.map_or("–".to_owned(), |default| format!("`{default}`"));
+        let shared = key.shared_env.map_or(String::new(), |name| format!("; also `{name}`"));
+        let doc = key.doc.replace('|', "\\|");
+        table.push_str(&format!("| `{}` | {default} | {doc}{shared} |\n", key.name));
+    }
+    table
+}
+
+/// The name that `text` was probably meant to be.
+pub(crate) fn nearest<S: AsRef<str>>(text: &str, names: impl IntoIterator<Item = S>) -> Option<S> {
+    let distance =
+        |name: &S| strsim::damerau_levenshtein(&text.to_lowercase(), &name.as_ref().to_lowercase());
+    names
+        .into_iter()
+        .map(|name| (distance(&name), name))
+        .filter(|(distance, name)| *distance <= name.as_ref().len().div_ceil(3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_variables_and_flags_are_unique() {
+        let unique = |name: fn(&Key) -> String| KEYS.iter().map(name).collect::<BTreeSet<_>>().len();
+        assert_eq!(unique(|key| key.name.to_owned()), KEYS.len());
+        assert_eq!(unique(Key::env), KEYS.len());
+        assert_eq!(unique(Key::flag), KEYS.len());
+    }
+
+    #[test]
+    fn the_variable_and_the_flag_follow_from_the_name() {
+        let key = find("delivery.window_bytes").unwrap();
+        assert_eq!(key.env(), "POSTRIDER_DELIVERY_WINDOW_BYTES");
+        assert_eq!(key.flag(), "delivery-window-bytes");
+        assert_eq!(find("start_timeout").unwrap().env(), "POSTRIDER_START_TIMEOUT");
+    }
+
+    #[test]
+    fn the_readme_s_table_has_a_line_for_each_key() {
+        let table = markdown();
+        assert_eq!(table.lines().count(), KEYS.len() + 2);
+        assert!(table.contains("| `nats.stream` | `OUTBOX` | The JetStream stream"), "{table}");
+    }
+
+    #[test]
+    fn the_nearest_name_is_found_and_a_far_one_is_not() {
+        let names = || KEYS.iter().map(|key| key.name);
+        assert_eq!(nearest("nats.strem", names()), Some("nats.stream"));
+        assert_eq!(nearest("Postgres.URL", names()), Some("postgres.url"));
+        assert_eq!(nearest("kafka.brokers", names()), None);
+    }
+}
