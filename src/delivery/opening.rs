@@ -58,7 +58,7 @@ pub enum Stored {
 #[derive(Debug)]
 pub enum Opening {
     /// It streams.
-    Stream(Plan),
+    Stream(Box<Plan>),
     /// The stream went back: read its last messages, then [`rewind`].
     Rewind,
     /// Not now; the next session may.
@@ -214,7 +214,7 @@ pub fn open(
         }
     }
     plan.resume.expect(expected)?;
-    Ok(Opening::Stream(plan))
+    Ok(Opening::Stream(Box::new(plan)))
 }
 
 fn went_back(row: &Checkpoint, end: StreamEnd, at_seq: &Stored) -> bool {

@@ -336,7 +336,8 @@ fn plain(payload: &[u8]) -> Option<u64> {
     let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_prefix(b"\"seq\":")?;
     let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
     let digits = !rest.is_empty() && rest.iter().all(u8::is_ascii_digit);
-    digits.then(|| std::str::from_utf8(rest).ok()?.parse().ok())?
+    let seq = digits.then(|| std::str::from_utf8(rest).ok()?.parse().ok())??;
+    (seq > 0).then_some(seq)
 }
 
 #[cfg(test)]

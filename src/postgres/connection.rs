@@ -3,7 +3,7 @@
 //! Own code because no crate speaks the replication protocol in a cancel-safe way with a bound on
 //! what a peer may make it allocate; messages are built and parsed by `postgres-protocol`.
 //!
-//! Every read goes through [`Frames::next`]: bytes already read stay in its buffer, so a future
+//! Every read goes through `Frames::next`: bytes already read stay in its buffer, so a future
 //! dropped by `select!` loses nothing.
 
 use super::error::{Error, ServerError};

@@ -2,10 +2,10 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | [`session`] | begins one: who are we talking to, where do we go on |
-//! | [`pump`] | the one loop |
-//! | [`intake`] | the slot's messages → events with a place |
-//! | [`upkeep`] | beside the loop: publication, stream's end, checkpoint row |
+//! | `session` | begins one: who are we talking to, where do we go on |
+//! | `pump` | the one loop |
+//! | `intake` | the slot's messages → events with a place |
+//! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
 //!
 //! An error ends the session; [`Code::disposition`](crate::error::Code::disposition) says what

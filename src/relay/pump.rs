@@ -126,9 +126,15 @@ pub(super) enum End {
     Failed(Failure),
 }
 
+/// The stream as a SYNC finds it: its end, and what stands behind the last settled event.
+struct Ending {
+    look: Look,
+    tail: Vec<(u64, Stored)>,
+}
+
 enum Phase {
     /// Reading the stream's end.
-    Sync(BoxFuture<'static, Result<(Look, Vec<(u64, Stored)>), Failure>>),
+    Sync(BoxFuture<'static, Result<Ending, Failure>>),
     /// One event under way at most.
     Probe,
     /// A window under way.
@@ -254,7 +260,7 @@ impl<'a> Pump<'a> {
     pub(super) async fn run(mut self, stop: &mut watch::Receiver<bool>) -> End {
         let ended = self.turn(stop).await;
         if let Err(failure) = &ended {
-            debug!(%failure, "the session ends");
+            debug!(code = %failure.code, error = failure.message, "the session ends");
         }
         // Also after a failure: what is settled is written, unless the row or the stream is in doubt.
         let sound = match &ended {
@@ -514,7 +520,7 @@ impl<'a> Pump<'a> {
             Disposition::Operator if self.process.streamed => {}
             Disposition::Operator | Disposition::Halt | Disposition::Poison => return Err(failure),
         }
-        warn!(error = %failure, retry_in = ?self.back_off, "publishing pauses");
+        warn!(code = %failure.code, error = failure.message, retry_in = ?self.back_off, "publishing pauses");
         self.process.board.update(|status| {
             status.reason = failure.message.clone();
             status.last_error = Some((&failure).into());
@@ -570,12 +576,12 @@ impl<'a> Pump<'a> {
         self.phase = Phase::Sync(Box::pin(async move {
             let look = stream.look().await?;
             let tail = stream.messages(judged + 1, look.end.last_seq).await?;
-            Ok((look, tail))
+            Ok(Ending { look, tail })
         }));
     }
 
-    fn synced(&mut self, read: Result<(Look, Vec<(u64, Stored)>), Failure>) -> Result<(), Failure> {
-        let (look, tail) = match read {
+    fn synced(&mut self, read: Result<Ending, Failure>) -> Result<(), Failure> {
+        let Ending { look, tail } = match read {
             Ok(read) => read,
             Err(failure) => match failure.code.disposition() {
                 Disposition::Retry => {

@@ -297,7 +297,7 @@ async fn judge(tools: &Tools, row: &Checkpoint, server: &Server) -> Result<(Look
     };
     let tail = tools.stream.messages(row.seq + 1, end.last_seq).await?;
     match opening::open(row, server, end, &at_seq, tail)? {
-        Opening::Stream(plan) => Ok((look, plan)),
+        Opening::Stream(plan) => Ok((look, *plan)),
         Opening::Again(failure) => Err(failure),
         Opening::Rewind => Err(rewind(tools, row, server, end).await?),
     }
