@@ -248,3 +248,194 @@ impl Ledger {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::Objects;
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const FAR: Lsn = Lsn(u64::MAX);
+
+    fn row() -> Checkpoint {
+        Checkpoint {
+            slot: "s".into(),
+            stream: "S".into(),
+            stream_created: Timestamp(5),
+            system_id: 7,
+            timeline: 1,
+            objects: Objects { publication: 1, membership: 2, table: 3 },
+            phase: "ready".into(),
+            session: 9,
+            seq: 0,
+            last: None,
+            passed_seq: 0,
+            settled_lsn: Lsn(10),
+            confirmed_seq: 0,
+        }
+    }
+
+    fn ledger(hold_back: Duration, now: Instant) -> Ledger {
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), hold_back, now);
+        ledger.checked(FAR);
+        ledger
+    }
+
+    fn event(ledger: &mut Ledger, seq: u64, lsn: u64, now: Instant) {
+        let place = Place { commit_lsn: Lsn(lsn), index: 0 };
+        ledger.event(seq, place, Timestamp(1), Text::from_static("e"));
+        ledger.boundary(Lsn(lsn + 1), now);
+    }
+
+    fn write_due(ledger: &mut Ledger, now: Instant) -> bool {
+        let write = ledger.due(now);
+        let due = write.is_some();
+        if let Some(write) = write {
+            ledger.written(write, now);
+        }
+        due
+    }
+
+    #[test]
+    fn nothing_is_confirmed_before_a_row_covers_it() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 20, now);
+        assert_eq!(ledger.confirmable(now), None);
+        assert!(write_due(&mut ledger, now + SECOND));
+        assert_eq!(ledger.confirmable(now + SECOND), Some(Lsn(21)));
+    }
+
+    #[test]
+    fn nothing_is_confirmed_before_the_hold_back_has_passed() {
+        let now = Instant::now();
+        let mut ledger = ledger(10 * SECOND, now);
+        event(&mut ledger, 1, 20, now);
+        assert!(write_due(&mut ledger, now + SECOND));
+        assert_eq!(ledger.confirmable(now + 9 * SECOND), None);
+        // It relies on sequence 1, which the row must name first.
+        assert_eq!(ledger.confirmable(now + 10 * SECOND), None);
+        assert!(write_due(&mut ledger, now + 10 * SECOND));
+        assert_eq!(ledger.committed().confirmed_seq, 1);
+        assert_eq!(ledger.confirmable(now + 10 * SECOND), Some(Lsn(21)));
+    }
+
+    #[test]
+    fn nothing_is_confirmed_beyond_where_the_publication_was_seen_whole() {
+        let now = Instant::now();
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Duration::ZERO, now);
+        ledger.checked(Lsn(20));
+        event(&mut ledger, 1, 20, now);
+        write_due(&mut ledger, now + SECOND);
+        assert_eq!(ledger.confirmable(now + SECOND), None);
+        ledger.checked(Lsn(21));
+        write_due(&mut ledger, now + 2 * SECOND);
+        assert_eq!(ledger.confirmable(now + 2 * SECOND), Some(Lsn(21)));
+    }
+
+    #[test]
+    fn the_row_is_written_once_a_second_at_most() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 20, now);
+        assert!(ledger.due(now + SECOND / 2).is_none());
+        assert!(write_due(&mut ledger, now + SECOND));
+        event(&mut ledger, 2, 30, now + SECOND);
+        assert!(ledger.due(now + SECOND + SECOND / 2).is_none());
+    }
+
+    #[test]
+    fn the_boundary_behind_the_last_event_is_owed() {
+        let now = Instant::now();
+        let mut ledger = ledger(60 * SECOND, now);
+        let place = Place { commit_lsn: Lsn(20), index: 0 };
+        ledger.event(1, place, Timestamp(1), Text::from_static("e"));
+        assert!(write_due(&mut ledger, now + SECOND));
+        ledger.boundary(Lsn(21), now + SECOND);
+        assert!(write_due(&mut ledger, now + 2 * SECOND));
+        assert!(!write_due(&mut ledger, now + 3 * SECOND));
+    }
+
+    #[test]
+    fn foreign_traffic_alone_is_written_by_the_mebibyte_and_once_more_when_it_rests() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        ledger.boundary(Lsn(10 + WRITE_BYTES - 1), now);
+        assert!(!write_due(&mut ledger, now + SECOND));
+        ledger.boundary(Lsn(10 + WRITE_BYTES), now + SECOND);
+        assert!(write_due(&mut ledger, now + SECOND));
+        // The write's own WAL, and what the server logs by itself.
+        ledger.boundary(Lsn(10 + WRITE_BYTES + 300), now + 2 * SECOND);
+        assert!(!write_due(&mut ledger, now + 60 * SECOND));
+        assert!(write_due(&mut ledger, now + 61 * SECOND));
+        ledger.boundary(Lsn(10 + WRITE_BYTES + 600), now + 62 * SECOND);
+        assert!(!write_due(&mut ledger, now + 600 * SECOND), "an idle server stays idle");
+    }
+
+    #[test]
+    fn what_the_last_write_covered_is_confirmed_though_more_was_settled_since() {
+        let now = Instant::now();
+        let mut ledger = ledger(20 * SECOND, now);
+        ledger.boundary(Lsn(10 + WRITE_BYTES), now);
+        assert!(write_due(&mut ledger, now + SECOND));
+        ledger.boundary(Lsn(10 + WRITE_BYTES + 300), now + SECOND / 2);
+        assert_eq!(ledger.confirmable(now + 21 * SECOND), Some(Lsn(10 + WRITE_BYTES)));
+    }
+
+    #[test]
+    fn what_the_slot_sends_again_is_confirmed_up_to_what_the_row_covers_already() {
+        let now = Instant::now();
+        let mut ledger =
+            Ledger::new(Checkpoint { settled_lsn: Lsn(50), ..row() }, Lsn(10), Lsn(50), Duration::ZERO, now);
+        ledger.checked(FAR);
+        ledger.boundary(Lsn(40), now);
+        assert_eq!(ledger.confirmable(now), Some(Lsn(40)));
+    }
+
+    proptest! {
+        /// Under any mix of settling, writing and checking: what is confirmed is covered by the
+        /// committed row, aged, below the check, and never goes back.
+        #[test]
+        fn what_is_confirmed_is_safe(steps in proptest::collection::vec((0u8..6, 1u64..3000), 1..300), hold in 0u64..40) {
+            let hold_back = Duration::from_secs(hold);
+            let mut now = Instant::now();
+            let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), hold_back, now);
+            let (mut lsn, mut seq, mut checked, mut confirmed) = (10u64, 0u64, 0u64, 10u64);
+            let mut settled: Vec<(u64, u64, Instant)> = Vec::new();
+            for (step, amount) in steps {
+                match step {
+                    0 => { seq += 1; lsn += amount; event(&mut ledger, seq, lsn - 1, now); settled.push((lsn, seq, now)); }
+                    1 => { lsn += amount * 500; ledger.boundary(Lsn(lsn), now); settled.push((lsn, seq, now)); }
+                    2 => { write_due(&mut ledger, now); }
+                    3 => { checked = lsn; ledger.checked(Lsn(lsn)); }
+                    4 => now += Duration::from_millis(amount * 4),
+                    _ => if let Some(point) = ledger.confirmable(now) {
+                        let row = ledger.committed();
+                        prop_assert!(point.0 > confirmed && point <= row.settled_lsn && point.0 <= checked);
+                        let (_, relied, at) = settled.iter().find(|(lsn, ..)| *lsn == point.0).copied().unwrap();
+                        prop_assert!(relied <= row.confirmed_seq && at + hold_back <= now);
+                        ledger.confirm(point);
+                        confirmed = point.0;
+                    },
+                }
+                prop_assert!(ledger.marks.len() <= MARKS_MAX);
+            }
+        }
+
+        /// Nothing waits for ever: when all rests, everything settled is confirmed in the end.
+        #[test]
+        fn everything_is_confirmed_in_the_end(gaps in proptest::collection::vec((0u64..30, 1u64..2_000_000), 1..60), hold in 0u64..300) {
+            let mut now = Instant::now();
+            let mut ledger = ledger(Duration::from_secs(hold), now);
+            let mut lsn = 10;
+            for (seq, (gap, bytes)) in (1u64..).zip(gaps) {
+                for _ in 0..gap { now += SECOND; write_due(&mut ledger, now); if let Some(lsn) = ledger.confirmable(now) { ledger.confirm(lsn); } }
+                lsn += bytes;
+                event(&mut ledger, seq, lsn - 1, now);
+            }
+            for _ in 0..hold + 130 { now += SECOND; write_due(&mut ledger, now); if let Some(lsn) = ledger.confirmable(now) { ledger.confirm(lsn); } }
+            prop_assert_eq!(ledger.confirmed_lsn(), Lsn(lsn));
+        }
+    }
+}

@@ -302,3 +302,231 @@ pub fn foreign(stream: &str, seq: u64, what: &str) -> Failure {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::Objects;
+    use super::super::position::{Place, Position};
+    use super::super::resume::{Admit, Seen};
+    use super::*;
+
+    fn event_of(timeline: u32, lsn: u64) -> Identity {
+        let place = Place { commit_lsn: Lsn(lsn), index: 0 };
+        let position = Position { system_id: 7, timeline, slot: "s".into(), place };
+        Identity { position, commit_time: Timestamp(1), event_id: lsn.to_string() }
+    }
+
+    fn event(lsn: u64) -> Identity {
+        event_of(1, lsn)
+    }
+
+    fn stored(event: Identity) -> Stored {
+        Stored::Event(Box::new(event))
+    }
+
+    /// Events 10 at sequence 1 and 20 at 2 are settled and confirmed up to 15.
+    fn row() -> Checkpoint {
+        Checkpoint {
+            slot: "s".into(),
+            stream: "S".into(),
+            stream_created: Timestamp(5),
+            system_id: 7,
+            timeline: 1,
+            objects: Objects { publication: 1, membership: 2, table: 3 },
+            phase: "ready".into(),
+            session: 9,
+            seq: 2,
+            last: Some(event(20)),
+            passed_seq: 0,
+            settled_lsn: Lsn(25),
+            confirmed_seq: 1,
+        }
+    }
+
+    fn server() -> Server {
+        let history = History::first(7, 1);
+        Server { history, slot: "s".into(), confirmed: Lsn(15), start: Lsn(20), wal_end: Lsn(100) }
+    }
+
+    fn end(last_seq: u64) -> StreamEnd {
+        StreamEnd { last_seq, created: Timestamp(5) }
+    }
+
+    fn refused(row: &Checkpoint, server: &Server, end: StreamEnd) -> Code {
+        judge(row, server, end).unwrap_err().code
+    }
+
+    fn plan(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Plan {
+        let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
+        match open(row, server, end, &stored(event(20)), tail).unwrap() {
+            Opening::Stream(plan) => *plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn code(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Code {
+        let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
+        open(row, server, end, &stored(event(20)), tail).unwrap_err().code
+    }
+
+    fn admit(plan: &mut Plan, event: &Identity) -> Admit {
+        let seen = Seen {
+            place: event.position.place,
+            commit_time: event.commit_time,
+            event_id: Some(&event.event_id),
+        };
+        plan.resume.event(seen).unwrap()
+    }
+
+    #[test]
+    fn a_row_that_fits_is_not_refused() {
+        assert!(judge(&row(), &server(), end(2)).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_cluster_is_refused() {
+        assert_eq!(refused(&Checkpoint { system_id: 8, ..row() }, &server(), end(2)), Code::OtherSystem);
+    }
+
+    #[test]
+    fn a_row_in_another_phase_is_refused() {
+        assert_eq!(
+            refused(&Checkpoint { phase: "recover".into(), ..row() }, &server(), end(2)),
+            Code::CheckpointUnfit
+        );
+    }
+
+    #[test]
+    fn a_stream_created_anew_is_refused() {
+        let anew = StreamEnd { created: Timestamp(6), ..end(2) };
+        assert_eq!(refused(&row(), &server(), anew), Code::StreamRecreated);
+    }
+
+    #[test]
+    fn a_stream_that_ends_before_what_the_slot_relies_on_is_refused() {
+        assert!(judge(&row(), &server(), end(1)).is_ok());
+        assert_eq!(refused(&row(), &server(), end(0)), Code::StreamWentBack);
+    }
+
+    #[test]
+    fn a_slot_that_someone_else_moved_is_refused() {
+        let moved = |confirmed| Server { confirmed: Lsn(confirmed), ..server() };
+        assert!(judge(&row(), &moved(25), end(2)).is_ok());
+        assert_eq!(refused(&row(), &moved(26), end(2)), Code::ConfirmedElsewhere);
+    }
+
+    #[test]
+    fn after_a_promotion_the_slot_may_stand_up_to_where_the_timeline_begins() {
+        let promoted = |confirmed| Server {
+            history: History::parse(7, 2, "1\t0/1E\tx").unwrap(),
+            confirmed: Lsn(confirmed),
+            ..server()
+        };
+        assert!(judge(&row(), &promoted(30), end(2)).is_ok(), "beyond the old row's settled_lsn");
+        assert_eq!(refused(&row(), &promoted(31), end(2)), Code::ConfirmedElsewhere);
+    }
+
+    #[test]
+    fn a_former_primary_is_not_followed() {
+        let known = Checkpoint { timeline: 2, ..row() };
+        assert_eq!(judge(&known, &server(), end(2)).unwrap().unwrap().code, Code::StalePrimary);
+        let newer = vec![(3, stored(event_of(2, 30)))];
+        let opening = open(&row(), &server(), end(3), &stored(event(20)), newer).unwrap();
+        assert!(matches!(opening, Opening::Again(failure) if failure.code == Code::StalePrimary));
+    }
+
+    #[test]
+    fn a_row_behind_the_start_is_read_again() {
+        let behind = Server { start: Lsn(21), ..server() };
+        assert!(judge(&row(), &behind, end(2)).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_messages_behind_the_row_are_accounted_for_before_anything_is_new() {
+        let mut plan = plan(&row(), &server(), vec![(3, stored(event(30)))]);
+        assert_eq!(admit(&mut plan, &event(20)), Admit::Skip);
+        assert_eq!(admit(&mut plan, &event(30)), Admit::Stored(3));
+        assert_eq!(admit(&mut plan, &event(40)), Admit::New);
+    }
+
+    #[test]
+    fn a_message_that_is_gone_is_accounted_for_by_number() {
+        let mut plan = plan(&row(), &server(), vec![(3, Stored::Gone)]);
+        assert_eq!(admit(&mut plan, &event(20)), Admit::Skip);
+        assert_eq!(admit(&mut plan, &event(30)), Admit::Stored(3));
+    }
+
+    #[test]
+    fn a_foreign_message_is_refused_unless_it_was_passed_over() {
+        for other in [
+            Stored::Foreign("x".into()),
+            stored(Identity { position: Position { slot: "t".into(), ..event(30).position }, ..event(30) }),
+            stored(Identity { position: Position { system_id: 8, ..event(30).position }, ..event(30) }),
+        ] {
+            assert_eq!(code(&row(), &server(), vec![(3, other.clone())]), Code::ForeignMessage);
+            let accepted = Checkpoint { passed_seq: 3, ..row() };
+            let mut plan = plan(&accepted, &server(), vec![(3, other)]);
+            assert_eq!(admit(&mut plan, &event(20)), Admit::Skip);
+            assert_eq!(admit(&mut plan, &event(30)), Admit::New);
+        }
+    }
+
+    #[test]
+    fn an_event_of_a_history_that_was_left_is_a_phantom() {
+        let promoted = Server { history: History::parse(7, 2, "1\t0/1E\tx").unwrap(), ..server() };
+        let plan = plan(&row(), &promoted, vec![(3, stored(event(30)))]);
+        assert_eq!((plan.phantoms, plan.passed_seq, plan.resume.outstanding()), (1, 3, 1));
+    }
+
+    #[test]
+    fn a_gap_behind_a_promotion_cannot_be_told() {
+        let promoted = Server { history: History::parse(7, 2, "1\t0/1E\tx").unwrap(), ..server() };
+        assert_eq!(code(&row(), &promoted, vec![(3, Stored::Gone)]), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn a_message_before_the_slot_is_taken_as_it_is() {
+        let beyond = Server { confirmed: Lsn(35), start: Lsn::ZERO, ..server() };
+        let plan = plan(&row(), &beyond, vec![(3, stored(event(30)))]);
+        assert!(plan.resume.is_done());
+        assert_eq!((plan.seq, plan.last), (3, Some(event(30))));
+    }
+
+    #[test]
+    fn an_event_beyond_the_wal_is_another_history() {
+        assert_eq!(code(&row(), &server(), vec![(3, stored(event(101)))]), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn a_shorter_stream_or_another_event_at_the_row_is_rewound() {
+        let short = open(&row(), &server(), end(1), &Stored::Gone, Vec::new()).unwrap();
+        assert!(matches!(short, Opening::Rewind));
+        let other = open(&row(), &server(), end(2), &stored(event(21)), Vec::new()).unwrap();
+        assert!(matches!(other, Opening::Rewind));
+        let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new()).unwrap();
+        assert!(matches!(gone, Opening::Stream(_)), "purged, not rolled back");
+    }
+
+    #[test]
+    fn a_rewind_goes_to_the_last_message_of_this_history() {
+        let back = rewind(&row(), &server(), end(1), 1, stored(event(10))).unwrap().unwrap();
+        assert_eq!(
+            (back.seq, back.last, back.settled_lsn, back.confirmed_seq),
+            (1, Some(event(10)), Lsn(15), 1)
+        );
+    }
+
+    #[test]
+    fn a_rewind_of_an_emptied_stream_begins_at_the_slot() {
+        let row = Checkpoint { confirmed_seq: 0, ..row() };
+        let back = rewind(&row, &server(), end(0), 0, Stored::Gone).unwrap().unwrap();
+        assert_eq!((back.seq, back.last, back.settled_lsn), (0, None, Lsn(15)));
+    }
+
+    #[test]
+    fn a_rewind_onto_a_message_that_is_gone_or_foreign_is_refused() {
+        let to = |stored| rewind(&row(), &server(), end(1), 1, stored).unwrap_err().code;
+        assert_eq!(to(Stored::Gone), Code::HistoryDiffers);
+        assert_eq!(to(Stored::Foreign("x".into())), Code::ForeignMessage);
+    }
+}

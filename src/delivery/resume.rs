@@ -191,3 +191,152 @@ impl Resume {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::position::Position;
+    use super::*;
+    use crate::error::Code;
+    use proptest::prelude::*;
+
+    fn event(lsn: u64, index: u64) -> Identity {
+        let place = Place { commit_lsn: Lsn(lsn), index };
+        let position = Position { system_id: 7, timeline: 1, slot: "s".into(), place };
+        Identity {
+            position,
+            commit_time: Timestamp(i64::try_from(lsn).unwrap()),
+            event_id: format!("{lsn}-{index}"),
+        }
+    }
+
+    fn seen(event: &Identity) -> Seen<'_> {
+        Seen { place: event.position.place, commit_time: event.commit_time, event_id: Some(&event.event_id) }
+    }
+
+    fn code<T: std::fmt::Debug>(result: Result<T, Failure>) -> Code {
+        result.unwrap_err().code
+    }
+
+    fn tail(events: &[Identity], from: u64) -> Vec<Expected> {
+        (from..).zip(events).map(|(seq, event)| Expected { seq, event: Some(event.clone()) }).collect()
+    }
+
+    #[test]
+    fn without_a_checkpoint_everything_is_new() {
+        let mut resume = Resume::new(None, Lsn(5), Lsn(100));
+        assert!(resume.is_done());
+        assert_eq!(resume.event(seen(&event(10, 0))).unwrap(), Admit::New);
+    }
+
+    #[test]
+    fn events_up_to_the_proved_one_are_skipped_and_the_next_is_new() {
+        let mut resume = Resume::new(Some(event(20, 1)), Lsn(10), Lsn(100));
+        assert!(!resume.is_done());
+        for known in [event(10, 0), event(20, 0), event(20, 1)] {
+            assert_eq!(resume.event(seen(&known)).unwrap(), Admit::Skip);
+        }
+        assert!(resume.is_done());
+        assert_eq!(resume.event(seen(&event(20, 2))).unwrap(), Admit::New);
+    }
+
+    #[test]
+    fn another_event_at_the_position_is_another_history() {
+        let mut resume = Resume::new(Some(event(20, 0)), Lsn(10), Lsn(100));
+        let mut other = event(20, 0);
+        other.event_id = "x".into();
+        assert_eq!(code(resume.event(seen(&other))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn another_commit_time_at_the_position_is_another_history() {
+        let mut resume = Resume::new(Some(event(20, 0)), Lsn(10), Lsn(100));
+        let mut other = event(20, 0);
+        other.commit_time = Timestamp(0);
+        assert_eq!(code(resume.event(seen(&other))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn an_event_or_commit_or_keepalive_beyond_the_unproved_one_is_another_history() {
+        let mut resume = Resume::new(Some(event(20, 0)), Lsn(10), Lsn(100));
+        assert_eq!(code(resume.event(seen(&event(20, 1)))), Code::HistoryDiffers);
+        assert_eq!(code(resume.commit(Lsn(20))), Code::HistoryDiffers);
+        assert_eq!(code(resume.keepalive(Lsn(21))), Code::HistoryDiffers);
+        assert!(!resume.commit(Lsn(19)).unwrap() && !resume.keepalive(Lsn(20)).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_to_be_proved_once_the_slot_is_beyond() {
+        let resume = Resume::new(Some(event(20, 0)), Lsn(21), Lsn(100));
+        assert!(resume.is_done());
+    }
+
+    #[test]
+    fn an_event_beyond_the_wal_is_another_history() {
+        let mut resume = Resume::new(Some(event(200, 0)), Lsn(10), Lsn(100));
+        assert_eq!(code(resume.expect(Vec::new())), Code::HistoryDiffers);
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        assert_eq!(code(resume.expect(tail(&[event(101, 0)], 1))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn the_tail_must_come_one_by_one() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        resume.expect(tail(&[event(20, 0), event(30, 0)], 6)).unwrap();
+        assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
+        assert_eq!(code(resume.event(seen(&event(25, 0)))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn a_message_that_is_gone_counts_as_one_event() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        resume
+            .expect(vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }])
+            .unwrap();
+        assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
+        assert_eq!(resume.event(seen(&event(30, 0))).unwrap(), Admit::Stored(7));
+        assert_eq!(resume.event(seen(&event(40, 0))).unwrap(), Admit::New);
+    }
+
+    #[test]
+    fn a_wal_that_ends_before_the_tail_is_accounted_for_is_another_history() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        resume.expect(vec![Expected { seq: 6, event: None }]).unwrap();
+        assert!(!resume.keepalive(Lsn(99)).unwrap());
+        assert_eq!(code(resume.keepalive(Lsn(100))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn ids_compare_as_headers_carry_them() {
+        let mut resume = Resume::new(Some(event(20, 0)), Lsn(10), Lsn(100));
+        let padded = format!("{} ", event(20, 0).event_id);
+        let seen = Seen { event_id: Some(&padded), ..seen(&event(20, 0)) };
+        assert_eq!(resume.event(seen).unwrap(), Admit::Skip);
+    }
+
+    proptest! {
+        /// However the log was cut into checkpoint, tail and rest: each event is skipped, accounted
+        /// for or new exactly where the cut lies.
+        #[test]
+        fn every_event_is_admitted_once(sizes in proptest::collection::vec(1u64..4, 1..20), a in 0usize..60, b in 0usize..60, confirmed in 0usize..60) {
+            let log: Vec<_> = (1u64..).zip(&sizes).flat_map(|(tx, size)| (0..*size).map(move |index| event(tx * 10, index))).collect();
+            let known = a % (log.len() + 1);
+            let stored = known + b % (log.len() - known + 1);
+            // The slot sends whole transactions from some point not beyond the checkpoint's event.
+            let first = log.iter().position(|e| known > 0 && e.position.place.commit_lsn == log[known - 1].position.place.commit_lsn).unwrap_or(0);
+            let first = first.min(confirmed % (first + 1));
+            let first = log.iter().position(|e| e.position.place.commit_lsn == log[first].position.place.commit_lsn).unwrap();
+            let last = known.checked_sub(1).map(|last| log[last].clone());
+            let mut resume = Resume::new(last, Lsn(log[first].position.place.commit_lsn.0 - 1), Lsn(10_000));
+            resume.expect(tail(&log[known..stored], known as u64 + 1)).unwrap();
+            for (at, event) in log.iter().enumerate().skip(first) {
+                let expected = match at {
+                    _ if at < known => Admit::Skip,
+                    _ if at < stored => Admit::Stored(at as u64 + 1),
+                    _ => Admit::New,
+                };
+                prop_assert_eq!(resume.event(seen(event)).unwrap(), expected);
+            }
+            prop_assert!(resume.is_done());
+        }
+    }
+}

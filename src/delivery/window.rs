@@ -212,3 +212,141 @@ impl<T> Window<T> {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ROOM: Room = Room { messages: 4, bytes: 100 };
+
+    fn window(last_seq: u64, items: &[u32]) -> Window<u32> {
+        let mut window = Window::new(ROOM, last_seq);
+        items.iter().for_each(|item| window.push(*item, 10));
+        window
+    }
+
+    fn settled(window: &mut Window<u32>) -> Vec<Settled<u32>> {
+        std::iter::from_fn(|| window.settle()).collect()
+    }
+
+    #[test]
+    fn events_settle_in_order_however_the_answers_arrive() {
+        let mut window = window(10, &[1, 2, 3]);
+        (0..3).for_each(|_| window.send());
+        window.ack(13).unwrap();
+        window.ack(12).unwrap();
+        assert_eq!(settled(&mut window), []);
+        window.ack(11).unwrap();
+        assert_eq!(
+            settled(&mut window),
+            [Settled::Event(11, 1), Settled::Event(12, 2), Settled::Event(13, 3)]
+        );
+    }
+
+    #[test]
+    fn a_boundary_waits_for_every_event_before_it() {
+        let mut window = window(0, &[1]);
+        window.boundary(Lsn(5));
+        window.push(2, 10);
+        window.boundary(Lsn(9));
+        window.send();
+        assert_eq!(settled(&mut window), []);
+        window.ack(1).unwrap();
+        assert_eq!(settled(&mut window), [Settled::Event(1, 1), Settled::Boundary(Lsn(5))]);
+    }
+
+    #[test]
+    fn a_boundary_without_events_before_it_settles_at_once() {
+        let mut window = window(0, &[]);
+        window.boundary(Lsn(5));
+        window.boundary(Lsn(7));
+        assert_eq!(settled(&mut window), [Settled::Boundary(Lsn(7))]);
+    }
+
+    #[test]
+    fn an_answer_for_what_is_not_in_flight_is_an_error() {
+        let mut window = window(10, &[1, 2]);
+        window.send();
+        assert_eq!(window.ack(10), Err(NotInFlight(10)));
+        assert_eq!(window.ack(12), Err(NotInFlight(12)));
+        assert_eq!(window.ack(u64::MAX), Err(NotInFlight(u64::MAX)));
+        assert!(window.ack(11).is_ok() && window.ack(11).is_ok(), "twice is fine");
+    }
+
+    #[test]
+    fn an_empty_window_takes_an_event_of_any_size() {
+        let mut window = window(0, &[]);
+        assert!(window.has_room());
+        window.push(1, 1_000_000);
+        assert!(!window.has_room());
+    }
+
+    #[test]
+    fn the_window_is_full_at_its_number_of_events() {
+        assert!(window(0, &[1, 2, 3]).has_room());
+        assert!(!window(0, &[1, 2, 3, 4]).has_room());
+    }
+
+    #[test]
+    fn a_restart_takes_stored_events_as_answered_and_sends_the_rest_again() {
+        let mut window = window(10, &[1, 2, 3]);
+        (0..3).for_each(|_| window.send());
+        window.ack(13).unwrap();
+        // The stream has the first; the answer for the third was void.
+        window.restart(11, &[(11, 1)], |item, stored| item == stored).unwrap();
+        assert_eq!(settled(&mut window), [Settled::Event(11, 1)]);
+        assert_eq!((window.in_flight(), window.next_seq(), window.waiting()), (0, 12, Some(&2)));
+    }
+
+    #[test]
+    fn a_restart_names_the_message_that_is_not_the_event_that_must_come() {
+        let mut window = window(10, &[1, 2]);
+        assert_eq!(window.restart(12, &[(11, 1), (12, 7)], |item, stored| item == stored), Err(12));
+        assert_eq!(window.restart(13, &[(11, 1), (12, 2), (13, 3)], |item, stored| item == stored), Err(13));
+    }
+
+    proptest! {
+        /// Whatever is sent, answered and restarted: events settle once, in order, at rising
+        /// sequences, and no boundary before an event that was taken before it.
+        #[test]
+        fn events_settle_once_and_in_order(steps in proptest::collection::vec((0u8..6, any::<u64>()), 1..200)) {
+            let mut window = Window::new(ROOM, 100);
+            let (mut taken, mut out, mut last_seq, mut stream) = (0u64, 0u64, 100u64, 100u64);
+            for (step, at) in steps {
+                match step {
+                    0 if window.has_room() => { window.push(taken, 10); taken += 1; }
+                    1 => window.boundary(Lsn(taken)),
+                    2 if window.waiting().is_some() => window.send(),
+                    3 if window.in_flight() > 0 => {
+                        let first = window.next_seq() - window.in_flight() as u64;
+                        let seq = first + at % window.in_flight() as u64;
+                        window.ack(seq).unwrap();
+                    }
+                    4 => {
+                        // The stream stored some prefix of what is in flight behind the last settled.
+                        let kept = at % (window.in_flight() as u64 + 1);
+                        stream = last_seq + kept;
+                        let stored: Vec<_> = (0..kept).map(|k| (last_seq + 1 + k, out + k)).collect();
+                        window.restart(stream, &stored, |item, stored| item == stored).unwrap();
+                        prop_assert_eq!(window.last_sent(), stream);
+                    }
+                    _ => {}
+                }
+                while let Some(settled) = window.settle() {
+                    match settled {
+                        Settled::Event(seq, item) => {
+                            prop_assert_eq!(item, out);
+                            prop_assert_eq!(seq, last_seq + 1);
+                            (out, last_seq) = (out + 1, seq);
+                        }
+                        Settled::Boundary(lsn) => prop_assert!(lsn.0 <= out),
+                    }
+                }
+                prop_assert_eq!(window.len() as u64, taken - out);
+                prop_assert_eq!(window.bytes() as u64, 10 * (taken - out));
+            }
+            let _ = stream;
+        }
+    }
+}
