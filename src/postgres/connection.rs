@@ -46,6 +46,12 @@ impl Frames {
         Frames { io, read: BytesMut::with_capacity(CHUNK) }
     }
 
+    /// What the buffer takes up.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.read.capacity()
+    }
+
     /// A frame that is complete in the buffer already; reads nothing.
     pub(super) fn buffered(&mut self) -> Result<Option<Frame>, Error> {
         let Some((head, _)) = self.read.split_first_chunk::<5>() else { return Ok(None) };

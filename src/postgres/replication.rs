@@ -199,3 +199,117 @@ fn copy_data(mut body: Bytes) -> Result<Received, Error> {
         tag => Err(Error::Protocol(format!("CopyData of kind `{}`", tag.escape_ascii()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::target::Target;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    fn keepalive(wal_end: u64, reply: u8) -> Vec<u8> {
+        frame(b'd', &[&b"k"[..], &wal_end.to_be_bytes(), &[0; 8], &[reply]].concat())
+    }
+
+    fn begin(lsn: u64) -> Vec<u8> {
+        let message = [&b"B"[..], &lsn.to_be_bytes(), &[0; 8], &[0, 0, 0, 9]].concat();
+        frame(b'd', &[&b"w"[..], &[0; 24], &message].concat())
+    }
+
+    fn stream() -> (ReplicationStream, DuplexStream) {
+        let (ours, theirs) = duplex(1 << 20);
+        (ReplicationStream { frames: Frames::new(Box::new(ours)), status: BytesMut::new() }, theirs)
+    }
+
+    #[tokio::test]
+    async fn frames_are_the_same_however_the_bytes_arrive() {
+        let bytes = [begin(7), keepalive(9, 1), begin(11)].concat();
+        for cut in 0..=bytes.len() {
+            let (mut stream, mut server) = stream();
+            let (head, tail) = bytes.split_at(cut);
+            server.write_all(head).await.unwrap();
+            let mut seen = Vec::new();
+            while let Some(received) = futures_util::FutureExt::now_or_never(stream.next()) {
+                seen.push(format!("{:?}", received.unwrap()));
+            }
+            // The future that waited for more was dropped: nothing may be lost by that.
+            server.write_all(tail).await.unwrap();
+            while seen.len() < 3 {
+                seen.push(format!("{:?}", stream.next().await.unwrap()));
+            }
+            let lsn = |text: &str, lsn: &str| assert!(text.contains(lsn), "cut at {cut}: {text}");
+            lsn(&seen[0], "0/7");
+            lsn(&seen[1], "wal_end: 0/9, reply_requested: true");
+            lsn(&seen[2], "0/B");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_that_lies_is_an_error_and_costs_no_memory() {
+        for length in [0u32, 3, 1 << 31, u32::MAX, (1 << 30) + 1] {
+            let (mut stream, mut server) = stream();
+            server.write_all(&[&b"d"[..], &length.to_be_bytes(), b"kk"].concat()).await.unwrap();
+            assert!(matches!(stream.next().await, Err(Error::Protocol(_))), "{length}");
+        }
+        let (mut stream, mut server) = stream();
+        server.write_all(&[&b"d"[..], &(1u32 << 30).to_be_bytes(), b"kk"].concat()).await.unwrap();
+        assert!(futures_util::FutureExt::now_or_never(stream.next()).is_none());
+        assert!(stream.frames.capacity() < 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_stream_is_told_in_each_of_its_forms() {
+        for end in [frame(b'c', b""), frame(b'C', b"COPY 0\0"), frame(b'Z', b"I"), Vec::new(), b"d\0".to_vec()] {
+            let (mut stream, mut server) = stream();
+            server.write_all(&end).await.unwrap();
+            drop(server);
+            assert!(matches!(stream.next().await, Err(Error::Closed)), "{end:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_keeps_its_sqlstate_and_a_notice_is_no_error() {
+        let fields = b"SERROR\0VERROR\0C42704\0Mno publication\0Wslot\0\0";
+        let (mut stream, mut server) = stream();
+        let notice = b"SWARNING\0VWARNING\0C55000\0Mskipped loading publication \"p\"\0\0";
+        server.write_all(&[frame(b'N', notice), frame(b'S', b"a\0b\0"), frame(b'E', fields)].concat()).await.unwrap();
+        let Received::Notice(notice) = stream.next().await.unwrap() else { panic!("a notice") };
+        assert_eq!(notice.code.code(), "55000");
+        let Err(Error::Server(error)) = stream.next().await else { panic!("an error") };
+        assert_eq!((error.code.code(), error.context.as_deref()), ("42704", Some("slot")));
+    }
+
+    #[tokio::test]
+    async fn a_status_update_reports_received_as_written_and_confirmed_as_flushed() {
+        let (mut stream, mut server) = stream();
+        stream.send_status(Lsn(9), Lsn(5), true).await.unwrap();
+        let mut sent = [0; 39];
+        server.read_exact(&mut sent).await.unwrap();
+        assert_eq!(sent[..6], *b"d\0\0\0\x26r");
+        assert_eq!(sent[6..30], [9u64.to_be_bytes(), 5u64.to_be_bytes(), 5u64.to_be_bytes()].concat());
+        assert_eq!(sent[38], 1, "asks for a reply");
+    }
+
+    #[tokio::test]
+    async fn a_login_pins_the_settings_and_asks_for_replication() {
+        let (ours, mut server) = duplex(1 << 16);
+        let target = Target::parse(Some("postgres://me@h/db"), &|_| None).unwrap();
+        let login = tokio::spawn(async move { Connection::login(Box::new(ours), &target).await.map(|c| c.server_version()) });
+        let length = server.read_u32().await.unwrap();
+        let mut startup = vec![0; usize::try_from(length).unwrap() - 4];
+        server.read_exact(&mut startup).await.unwrap();
+        let startup = String::from_utf8_lossy(&startup);
+        for pair in ["replication\0database\0", "client_encoding\0UTF8\0", "bytea_output\0hex\0", "user\0me\0"] {
+            assert!(startup.contains(pair), "{pair:?} in {startup:?}");
+        }
+        let ready = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.6 (Debian)\0"), frame(b'Z', b"I")].concat();
+        server.write_all(&ready).await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'Q');
+        server.write_all(&[frame(b'C', b"SET\0"), frame(b'Z', b"I")].concat()).await.unwrap();
+        assert_eq!(login.await.unwrap().unwrap(), 18);
+    }
+}
