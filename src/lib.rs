@@ -12,14 +12,14 @@
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | [`postgres`] | one server: target, TLS, connection, replication stream, pgoutput, preflight. Imports nothing of its siblings |
+//! | [`postgres`] | one server: target, connection, replication stream, pgoutput, catalogues. Imports nothing of its siblings |
 //! | [`outbox`] | from a row to an event: presets, templates, headers. No I/O |
-//! | [`delivery`] | what may be sent, skipped and confirmed: position, chain, window, tail, marks. No I/O, no clock |
-//! | [`nats`] | the connection to JetStream: connect, stream, publish |
+//! | [`delivery`] | what may be sent, skipped and confirmed: position, opening, resume, window, confirm. No I/O, no clock |
+//! | [`nats`] | the way into JetStream: connect, stream, publish |
 //! | [`state`] | the checkpoint row in Postgres, fenced by session |
 //! | [`relay`] | the sessions and the one loop that drives all of the above |
 //! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
-//! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the embedded demonstration |
+//! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the demonstration on servers of its own |
 //!
 //! # Invariants
 //!

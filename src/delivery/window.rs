@@ -85,6 +85,12 @@ impl<T> Window<T> {
         self.entries.is_empty() || self.entries.len() < self.room.messages && self.bytes < self.room.bytes
     }
 
+    /// Whether at least half of it is free.
+    #[must_use]
+    pub fn is_half_empty(&self) -> bool {
+        self.entries.len() <= self.room.messages / 2 && self.bytes <= self.room.bytes / 2
+    }
+
     /// Takes an event, to be published behind all others.
     pub fn push(&mut self, item: T, bytes: usize) {
         self.bytes += bytes;

@@ -263,7 +263,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_the_stream_is_told_in_each_of_its_forms() {
-        for end in [frame(b'c', b""), frame(b'C', b"COPY 0\0"), frame(b'Z', b"I"), Vec::new(), b"d\0".to_vec()] {
+        for end in
+            [frame(b'c', b""), frame(b'C', b"COPY 0\0"), frame(b'Z', b"I"), Vec::new(), b"d\0".to_vec()]
+        {
             let (mut stream, mut server) = stream();
             server.write_all(&end).await.unwrap();
             drop(server);
@@ -276,7 +278,10 @@ mod tests {
         let fields = b"SERROR\0VERROR\0C42704\0Mno publication\0Wslot\0\0";
         let (mut stream, mut server) = stream();
         let notice = b"SWARNING\0VWARNING\0C55000\0Mskipped loading publication \"p\"\0\0";
-        server.write_all(&[frame(b'N', notice), frame(b'S', b"a\0b\0"), frame(b'E', fields)].concat()).await.unwrap();
+        server
+            .write_all(&[frame(b'N', notice), frame(b'S', b"a\0b\0"), frame(b'E', fields)].concat())
+            .await
+            .unwrap();
         let Received::Notice(notice) = stream.next().await.unwrap() else { panic!("a notice") };
         assert_eq!(notice.code.code(), "55000");
         let Err(Error::Server(error)) = stream.next().await else { panic!("an error") };
@@ -298,15 +303,21 @@ mod tests {
     async fn a_login_pins_the_settings_and_asks_for_replication() {
         let (ours, mut server) = duplex(1 << 16);
         let target = Target::parse(Some("postgres://me@h/db"), &|_| None).unwrap();
-        let login = tokio::spawn(async move { Connection::login(Box::new(ours), &target).await.map(|c| c.server_version()) });
+        let login = tokio::spawn(async move {
+            Connection::login(Box::new(ours), &target).await.map(|c| c.server_version())
+        });
         let length = server.read_u32().await.unwrap();
         let mut startup = vec![0; usize::try_from(length).unwrap() - 4];
         server.read_exact(&mut startup).await.unwrap();
         let startup = String::from_utf8_lossy(&startup);
-        for pair in ["replication\0database\0", "client_encoding\0UTF8\0", "bytea_output\0hex\0", "user\0me\0"] {
+        for pair in
+            ["replication\0database\0", "client_encoding\0UTF8\0", "bytea_output\0hex\0", "user\0me\0"]
+        {
             assert!(startup.contains(pair), "{pair:?} in {startup:?}");
         }
-        let ready = [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.6 (Debian)\0"), frame(b'Z', b"I")].concat();
+        let ready =
+            [frame(b'R', &[0; 4]), frame(b'S', b"server_version\x0018.6 (Debian)\0"), frame(b'Z', b"I")]
+                .concat();
         server.write_all(&ready).await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), b'Q');
         server.write_all(&[frame(b'C', b"SET\0"), frame(b'Z', b"I")].concat()).await.unwrap();

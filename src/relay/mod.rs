@@ -8,7 +8,7 @@
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
 //!
-//! An error ends the session; [`Code::disposition`](crate::error::Code::disposition) says what
+//! An error ends the session; [`Code::disposition`] says what
 //! comes next: another session after a back-off, or the end of the process.
 
 mod intake;
@@ -19,11 +19,12 @@ mod session;
 mod upkeep;
 
 use crate::config::Config;
-use crate::error::{Disposition, Failure};
+use crate::error::{Code, Disposition, Failure};
 use crate::nats::connect::{self, Nats};
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::Mapping;
+use crate::postgres::error::Error;
 use pump::{End, Process};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -103,6 +104,25 @@ pub async fn run(
         if wait_or_stop(wait, pulse, &mut stop).await {
             return Ok(());
         }
+    }
+}
+
+/// What an error of the started stream means. A slot that was lost or dropped is told by the next
+/// session's preflight, in better words.
+fn stream_failure(error: Error) -> Failure {
+    match &error {
+        Error::Server(said) if said.code.code() == "42704" => Failure::new(
+            Code::PublicationMissing,
+            error.to_string(),
+            "the publication did not exist when these rows were written, and making it now does not help: rows of \
+             that time are in the outbox table only. Drop the slot, then postrider init --adopt",
+        ),
+        Error::Server(said) if said.code.code() == "55000" => Failure::new(
+            Code::PostgresSession,
+            error.to_string(),
+            "none is needed: the next session looks why",
+        ),
+        _ => error.into(),
     }
 }
 

@@ -15,6 +15,7 @@
 //! window has room, so a slow stream holds back Postgres by TCP and not by memory.
 
 use super::intake::{Intake, Step, Taken};
+use super::stream_failure;
 use super::upkeep::{self, Plan, Tools};
 use crate::config::Config;
 use crate::delivery::confirm::{Ledger, Write};
@@ -209,6 +210,8 @@ pub(super) struct Pump<'a> {
     status_sent: (Instant, Lsn),
     reply_requested: bool,
     stopping: Option<Instant>,
+    /// Frames are taken.
+    filling: bool,
     slot: Option<Slot>,
     patience: Duration,
 }
@@ -249,6 +252,7 @@ impl<'a> Pump<'a> {
             status_sent,
             reply_requested: true,
             stopping: None,
+            filling: true,
             slot: None,
             patience,
         };
@@ -291,7 +295,10 @@ impl<'a> Pump<'a> {
             if self.stopping.is_some() && self.window.in_flight() == 0 {
                 return Ok(());
             }
-            let room = self.window.has_room() && self.stopping.is_none();
+            // Once full, wait until it is half empty: the walsender then works in long stretches
+            // instead of being woken for a few rows, and what is in flight keeps the stream busy.
+            self.filling = if self.filling { self.window.has_room() } else { self.window.is_half_empty() };
+            let room = self.filling && self.stopping.is_none();
             let syncing: OptionFuture<_> = match &mut self.phase {
                 Phase::Sync(reading) => Some(reading),
                 _ => None,
@@ -321,7 +328,9 @@ impl<'a> Pump<'a> {
                     self.kept(done?)?;
                 }
                 _ = ticks.tick() => self.tick().await?,
-                received = self.session.replication.next(), if room => self.frames(received?)?,
+                received = self.session.replication.next(), if room => {
+                    self.frames(received.map_err(stream_failure)?)?;
+                }
             }
         }
     }
@@ -335,8 +344,11 @@ impl<'a> Pump<'a> {
         while let Some(received) = next {
             self.frame(received)?;
             left -= 1;
-            next =
-                if left > 0 && self.window.has_room() { self.session.replication.buffered()? } else { None };
+            next = if left > 0 && self.window.has_room() {
+                self.session.replication.buffered().map_err(stream_failure)?
+            } else {
+                None
+            };
         }
         Ok(())
     }
@@ -677,7 +689,7 @@ impl<'a> Pump<'a> {
 
     async fn watch_postgres(&mut self, now: Instant) -> Result<(), Failure> {
         let silent = now.saturating_duration_since(self.heard);
-        let waits = self.window.has_room();
+        let waits = self.filling;
         let ask = waits && silent >= SILENCE_ASK && self.asked.is_none_or(|asked| now >= asked + SILENCE_ASK);
         if waits && silent >= self.patience {
             return Err(Failure::new(

@@ -275,7 +275,9 @@ async fn take_slot(
             Ok(()) => return Ok((connection.into_stream(), history, start)),
             Err(error) => {
                 let failure = Failure::from(error);
-                // Someone was quicker.
+                // Dropped or lost since it was looked at: then the preflight has the better words.
+                preflight::slot(sql, config).await?;
+                // Else someone was quicker.
                 if failure.code != Code::SlotBusy {
                     return Err(failure.context(&format!("start slot `{slot}`")));
                 }
