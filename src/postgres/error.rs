@@ -118,8 +118,12 @@ impl From<tokio_postgres::Error> for Error {
         if error.is_closed() {
             return Error::Closed;
         }
-        let source = error.source().map(ToString::to_string);
-        Error::Protocol(source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}")))
+        let text = error.to_string();
+        let text = error.source().map_or_else(|| text.clone(), |source| format!("{text}: {source}"));
+        // tokio-postgres keeps its kinds to itself; these two mean that the login cannot be done.
+        let login =
+            ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind));
+        if login { Error::Login(text) } else { Error::Protocol(text) }
     }
 }
 

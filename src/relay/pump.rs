@@ -396,6 +396,7 @@ impl<'a> Pump<'a> {
                 let id = taken.id.unwrap_or_default();
                 self.session.ledger.event(seq, taken.place, taken.commit_time, id);
                 if self.session.resume.is_done() {
+                    self.plan_due = Instant::now();
                     info!(seq, "every message behind the checkpoint is accounted for");
                 }
             }
