@@ -1,0 +1,7 @@
+//! The whole relay from outside: the binary between a real Postgres and a real nats-server.
+//!
+//! Each test has servers of its own and states one claim, which is its name.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
+
+mod delivery;
+mod support;
