@@ -1,8 +1,7 @@
 //! Every committed row once, in commit order, whatever is killed meanwhile.
 
-use crate::support::{ARTICLE, DEADLINE, Load, Pipeline, eventually, within};
-use postrider::demo::servers::Stop;
-use std::time::{Duration, Instant};
+use crate::support::{ARTICLE, Load, Pipeline, Relay};
+use std::time::Duration;
 
 /// About 7,000 rows a second with four writers.
 const STEADY: &[i32] = &[1, 10, 1, 100, 1, 1, 500];
@@ -99,13 +98,13 @@ async fn a_purged_stream_gets_nothing_again_after_a_kill() {
 }
 
 /// Restarts the relay `times` times, each killed some time after it began or after it streams.
-async fn killed_again_and_again(pipeline: &Pipeline, times: u32, purge: bool) -> crate::support::Relay {
+async fn killed_again_and_again(pipeline: &Pipeline, times: u32, purge: bool) -> Relay {
     for round in 0..times {
         let mut relay = pipeline.spawn(&["run"]);
         if round % 3 != 2 {
             relay.streams().await;
             // A moment, not a wait: any will do.
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..600))).await;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..1500))).await;
         } else {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(20..400))).await;
         }

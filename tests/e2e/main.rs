@@ -4,4 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
 mod delivery;
+mod mapping;
+mod outages;
+mod refusals;
 mod support;
+mod versions;

@@ -415,7 +415,7 @@ impl Relay {
     }
 
     /// The address of its HTTP, as it logs it.
-    fn http(&self) -> Option<String> {
+    pub(crate) fn http(&self) -> Option<String> {
         let log = self.stderr();
         let line = log.lines().find(|line| line.contains("HTTP listens"))?;
         let from = line.find("127.0.0.1:")?;
