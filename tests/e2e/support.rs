@@ -403,9 +403,10 @@ impl Relay {
         self.memory("VmHWM:")
     }
 
-    /// Memory that is resident now, in bytes.
-    pub(crate) fn resident(&self) -> u64 {
-        self.memory("VmRSS:")
+    /// Memory that is resident now and not a file's, in bytes: a debug build's program text alone
+    /// is larger than a release build as a whole.
+    pub(crate) fn resident_own(&self) -> u64 {
+        self.memory("RssAnon:")
     }
 
     fn memory(&self, field: &str) -> u64 {
