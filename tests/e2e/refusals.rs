@@ -320,17 +320,24 @@ async fn halts_until_mended(
     code: &'static str,
     mend: impl AsyncFnOnce(&mut Pipeline),
 ) {
+    const BEFORE: usize = 300;
     let relay = pipeline.run().await;
-    insert(pipeline, "'before'").await;
-    pipeline.execute(poison).await;
-    insert(pipeline, "'behind'").await;
+    pipeline
+        .execute(&format!(
+            "BEGIN; INSERT INTO outbox (event_type, payload) SELECT 'before', '{{}}' FROM generate_series(1, {BEFORE}); \
+             {poison}; INSERT INTO outbox (event_type, payload) VALUES ('behind', '{{}}'); COMMIT"
+        ))
+        .await;
     refused(&relay.ended().await, (7, code, ""));
+    // Stored by the time it halts, not by a later attempt.
+    assert_eq!(pipeline.last_seq().await, BEFORE as u64);
     refused(&pipeline.postrider(&["run"]).await, (7, code, ""));
-    assert_eq!(pipeline.exactly(1).await[0].id(), "1");
+    assert_eq!(pipeline.last_seq().await, BEFORE as u64);
     mend(pipeline).await;
     let mut relay = pipeline.run().await;
-    let ids: Vec<_> = pipeline.exactly(3).await.iter().map(|message| message.id().to_owned()).collect();
-    assert_eq!(ids, ["1", "2", "3"]);
+    let messages = pipeline.exactly(BEFORE + 2).await;
+    let ids: Vec<_> = messages.iter().map(|message| message.id().to_owned()).collect();
+    assert_eq!(ids, (1..=BEFORE + 2).map(|id| id.to_string()).collect::<Vec<_>>());
     assert_eq!(relay.terminate().await, Some(0));
 }
 
