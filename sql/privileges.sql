@@ -4,8 +4,8 @@
 --     psql -d shop -f sql/privileges.sql
 --     psql -d shop -c '\password postrider'
 
--- REPLICATION opens the replication connection. It is a strong attribute: with a publication of any
--- table, its holder can read that table's changes. No grant on the outbox table is needed to stream.
+-- REPLICATION opens the replication connection. No grant on the outbox table is needed to stream. It
+-- is a strong attribute for that very reason: its holder can read the changes of every table.
 -- RDS, Aurora: CREATE ROLE postrider LOGIN; GRANT rds_replication TO postrider;
 SELECT 'CREATE ROLE postrider LOGIN REPLICATION'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'postrider')
