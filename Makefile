@@ -1,14 +1,15 @@
 # Everything that a developer or a newcomer types. CI calls the same targets.
 
 CARGO ?= cargo
-# What `make demo` hands on: make demo ARGS="--seconds 30 --rate 1000"
+# What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test demo
+.PHONY: help build check servers test bench demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
 	@echo "make test     all tests, on servers that they start"
+	@echo "make bench    the relay beside its floors: drain and latency, in ten minutes   [ARGS=\"--rounds 5\"]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
@@ -26,6 +27,10 @@ servers:
 
 test: servers
 	$(CARGO) test --locked
+
+bench:
+	scripts/servers.sh
+	$(CARGO) bench --locked --bench floors -- $(ARGS)
 
 demo:
 	scripts/servers.sh
