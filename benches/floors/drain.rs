@@ -7,7 +7,8 @@
 //! | relay | `postrider run` | first message stored, by the server's clock | last message stored |
 //!
 //! The relay's start-up and its rate from the start of the process are reported too. CPU is that of
-//! the client, of all of Postgres and of nats-server while the client runs.
+//! the client, of all of Postgres and of nats-server while the client runs; a round in which others
+//! keep the machine busy says little.
 
 use super::{FLOORS, FLOORS_STREAM, Lab, PAYLOAD, STREAM, headers, median, process};
 use anyhow::{Context, Result, bail, ensure};
@@ -39,17 +40,30 @@ const ALL: [Who; 3] = [Who::PgRecvlogical, Who::Publisher, Who::Relay];
 struct Run {
     who: Who,
     took: Duration,
-    cpu: Cpu,
+    cpu: Used,
     start_up: Duration,
     memory_mib: f64,
 }
 
-/// CPU time so far, or between two moments.
+/// CPU time so far.
 #[derive(Debug, Clone, Copy)]
 struct Cpu {
     client: Duration,
     postgres: Duration,
     nats: Duration,
+    /// All of the machine's.
+    machine: Duration,
+    at: Instant,
+}
+
+/// CPU time between two moments.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    client: Duration,
+    postgres: Duration,
+    nats: Duration,
+    /// Cores that whoever else is on this machine kept busy.
+    others: f64,
 }
 
 /// A row as the publisher needs it.
@@ -63,7 +77,9 @@ pub(crate) async fn measure(lab: &Lab, rows: u32, size: u32, rounds: usize) -> R
     ensure!(size > 0 && rows >= size, "a transaction of {size} of {rows} rows");
     let rows = rows / size * size;
     println!("\ndrain of {rows} rows in transactions of {size}");
-    println!("round  who               rows/s  CPU µs/row: client  Postgres  nats-server");
+    println!(
+        "round  who               rows/s  CPU µs/row: client  Postgres  nats-server  cores busy with others"
+    );
     let mut runs = Vec::new();
     for round in 0..rounds {
         lab.reset().await?;
@@ -84,12 +100,13 @@ pub(crate) async fn measure(lab: &Lab, rows: u32, size: u32, rounds: usize) -> R
                 Who::Relay => relay(lab, rows).await?,
             };
             println!(
-                "{round:>5}  {:<14} {:>9.0} {:>19.1} {:>9.1} {:>12.1}",
+                "{round:>5}  {:<14} {:>9.0} {:>19.1} {:>9.1} {:>12.1} {:>23.2}",
                 format!("{:?}", run.who),
                 run.rate(rows),
                 per_row(run.cpu.client, rows),
                 per_row(run.cpu.postgres, rows),
                 per_row(run.cpu.nats, rows),
+                run.cpu.others,
             );
             of_round.push(run);
         }
@@ -251,14 +268,14 @@ impl Cpu {
     fn now(lab: &Lab, client: Duration) -> Result<Cpu> {
         let postgres = process::cpu_of_family(lab.postgres.pid().context("Postgres has ended")?)?;
         let nats = process::cpu(lab.nats_server.pid().context("nats-server has ended")?)?;
-        Ok(Cpu { client, postgres, nats })
+        Ok(Cpu { client, postgres, nats, machine: process::cpu_of_machine()?, at: Instant::now() })
     }
 
-    fn since(self, before: Cpu) -> Cpu {
-        Cpu {
-            client: self.client.saturating_sub(before.client),
-            postgres: self.postgres.saturating_sub(before.postgres),
-            nats: self.nats.saturating_sub(before.nats),
-        }
+    fn since(self, before: Cpu) -> Used {
+        let client = self.client.saturating_sub(before.client);
+        let postgres = self.postgres.saturating_sub(before.postgres);
+        let nats = self.nats.saturating_sub(before.nats);
+        let others = self.machine.saturating_sub(before.machine).saturating_sub(client + postgres + nats);
+        Used { client, postgres, nats, others: others.as_secs_f64() / (self.at - before.at).as_secs_f64() }
     }
 }

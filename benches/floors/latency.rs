@@ -8,8 +8,8 @@
 //! A round has two phases under the same load:
 //! * floors: a reader of a second slot notes the receipt of each row and publishes it at once, by a
 //!   bare async-nats client with the chain's headers, hardly ever with another on its way.
-//! * relay: an ordered push consumer notes when a message comes; the message tells when it was
-//!   stored.
+//! * relay: an ordered push consumer notes when a message comes; the message tells when the server
+//!   took it to store it. The ack that the relay gets lies between the two.
 
 use super::{FLOORS, FLOORS_STREAM, Lab, PATIENCE, PAYLOAD, STREAM, headers, median, sql};
 use anyhow::{Context, Result, bail, ensure};

@@ -23,6 +23,17 @@ pub(crate) fn cpu_of_family(pid: u32) -> Result<Duration> {
     Ok(parent.own + parent.ended_children + children)
 }
 
+/// CPU time that all processes have taken, and what a hypervisor has taken from them.
+pub(crate) fn cpu_of_machine() -> Result<Duration> {
+    // cpu  user nice system idle iowait irq softirq steal …
+    let stat = read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("an empty /proc/stat")?;
+    let ticks: Vec<u64> =
+        line.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>().context("/proc/stat")?;
+    let busy = ticks.iter().take(8).sum::<u64>() - ticks.iter().skip(3).take(2).sum::<u64>();
+    Ok(time(busy))
+}
+
 /// The most memory that it ever held, in MiB.
 pub(crate) fn memory_peak(pid: u32) -> Result<f64> {
     let status = read_to_string(format!("/proc/{pid}/status"))?;
@@ -33,6 +44,10 @@ pub(crate) fn memory_peak(pid: u32) -> Result<f64> {
 /// SIGTERM.
 pub(crate) fn terminate(child: &Child) -> Result<()> {
     kill_process(Pid::from_child(child), Signal::TERM).context("SIGTERM")
+}
+
+fn time(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
 struct Stat {
@@ -50,7 +65,6 @@ impl Stat {
         let field = |number: usize| -> Result<u64> {
             Ok(fields.get(number - 3).context("a short /proc/pid/stat")?.parse()?)
         };
-        let time = |ticks: u64| Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND);
         Ok(Stat {
             parent: u32::try_from(field(4)?)?,
             own: time(field(14)? + field(15)?),
