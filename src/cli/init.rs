@@ -124,9 +124,10 @@ fn script(args: &Args, config: &Config) -> String {
         format!("ALTER ROLE {role} REPLICATION;"),
         format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
         format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role};", checkpoint::table(&config.postgres.schema)),
-        "-- after the publication; waits for every transaction that is writing; on 14 to 16 without failover"
+        "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
+         -- failover => true, so that a standby keeps it"
             .to_owned(),
-        format!("{};", create_slot(&config.postgres.slot, true)),
+        format!("{};", create_slot(&config.postgres.slot, false)),
         "-- then `postrider init` as the relay's role: it makes the stream and the checkpoint row".to_owned(),
     ]);
     statements.join("\n\n") + "\n"
@@ -139,9 +140,7 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
     let stream = Stream::named(&nats, &config.nats.stream).await?;
 
     let resolved = table(args, config, &sql).await?;
-    execute(&sql, &create_schema(config), "create the schema").await?;
-    execute(&sql, &checkpoint::create_table(&config.postgres.schema), "create the table of checkpoints")
-        .await?;
+    schema(config, &sql).await?;
     let objects = publication(config, &sql).await?;
     let (mut connection, system) = replication(config, &host).await?;
     let before = Before {
@@ -169,6 +168,9 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
         Next::Refuse(failure) => return Err(*failure),
         Next::Make { given_up } => {
             judge_messages(args, &stream, &before, &system, config).await?;
+            if before.slot.as_ref().is_some_and(|slot| slot.confirmed.is_none()) {
+                return Err(blocked(&sql, &config.postgres.slot).await?);
+            }
             if before.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
                 return Err(Failure::new(
                     Code::SlotInUse,
@@ -207,6 +209,29 @@ async fn table(args: &Args, config: &Config, sql: &Sql) -> Result<Resolved, Fail
         println!("            partitioned: rows come under the root's name");
     }
     Ok(resolved)
+}
+
+/// Schema and table of checkpoints. Looked for first: IF NOT EXISTS asks for the privilege to create
+/// even where nothing is to be created.
+async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
+    let schema = &config.postgres.schema;
+    let known = sql
+        .client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'pipeline')",
+            &[schema],
+        )
+        .await
+        .map_err(|error| Failure::from(Error::from(error)))?;
+    if !known.get::<_, bool>(0) {
+        execute(sql, &create_schema(config), "create the schema").await?;
+        println!("schema      {schema} created");
+    }
+    if !known.get::<_, bool>(1) {
+        execute(sql, &checkpoint::create_table(schema), "create the table of checkpoints").await?;
+    }
+    Ok(())
 }
 
 async fn publication(config: &Config, sql: &Sql) -> Result<Objects, Failure> {
@@ -254,7 +279,8 @@ impl Before {
         let slot = &config.postgres.slot;
         let refuse =
             |code, message: String, remedy: &str| Next::Refuse(Box::new(Failure::new(code, message, remedy)));
-        let fresh = self.stream.as_ref().is_none_or(|look| look.messages == 0);
+        let empty = self.stream.as_ref().is_none_or(|look| look.messages == 0);
+        let unused = self.stream.as_ref().is_none_or(|look| look.end.last_seq == 0);
         let whole = self.row.as_ref().zip(self.stream.as_ref()).is_some_and(|(row, look)| {
             row.stream == config.nats.stream
                 && row.stream_created == look.end.created
@@ -263,12 +289,14 @@ impl Before {
         });
         match (&self.slot, &self.row) {
             (Some(_), Some(_)) if whole && !adopt => Next::Nothing,
-            // Nothing yet, or an init that was killed half-way: nothing was ever published.
-            (None, None) | (Some(_), None) if fresh => Next::Make { given_up: Vec::new() },
+            // A new slot sends new rows only.
+            (None, None) if empty => Next::Make { given_up: Vec::new() },
+            // An init that was killed half-way: nothing was ever published.
+            (Some(_), None) if unused => Next::Make { given_up: Vec::new() },
             (None, Some(_)) if !adopt => Next::Refuse(Box::new(preflight::missing_slot(slot))),
             (Some(_), None) if !adopt => refuse(
                 Code::CheckpointMissing,
-                format!("slot `{slot}` exists and stream `{}` holds messages, but the checkpoint row is missing", config.nats.stream),
+                format!("slot `{slot}` exists and stream `{}` has been written to, but the checkpoint row is missing", config.nats.stream),
                 "postrider init --adopt goes on from where the slot stands",
             ),
             (Some(_), Some(_)) if !adopt => refuse(
@@ -277,6 +305,12 @@ impl Before {
                 "if that was meant: postrider init --adopt (it says what is given up)",
             ),
             (None, None) if !adopt => Next::Make { given_up: Vec::new() },
+            (Some(_), Some(row)) if row.system_id != system_id => Next::Make {
+                given_up: vec![
+                    "that nothing is stored twice: rows behind the slot's confirmed LSN are published again if they are in the stream already"
+                        .to_owned(),
+                ],
+            },
             (Some(_), Some(_)) => Next::Make {
                 given_up: vec![
                     "messages that stand in the stream now and are not this relay's are passed over".to_owned(),
@@ -366,18 +400,50 @@ async fn make(
     };
     let row = match before.row {
         // The slot goes on: what the row knows of it stays proved.
-        Some(row) if had_slot && row.system_id == system.id => Checkpoint {
-            seq: if row.stream_created == look.end.created { row.seq.min(last_seq) } else { last_seq },
-            last: row.last,
-            settled_lsn: row.settled_lsn.max(confirmed),
-            confirmed_seq: row.confirmed_seq.min(last_seq),
-            ..fresh
-        },
+        Some(row) if had_slot && row.system_id == system.id => {
+            let same = row.stream_created == look.end.created;
+            Checkpoint {
+                seq: if same { row.seq.min(last_seq) } else { last_seq },
+                passed_seq: if same { pass_foreign(stream, &row, last_seq).await? } else { last_seq },
+                timeline: row.timeline,
+                last: row.last,
+                settled_lsn: row.settled_lsn.max(confirmed),
+                confirmed_seq: row.confirmed_seq.min(last_seq),
+                ..fresh
+            }
+        }
         _ => fresh,
     };
     checkpoint::put(&sql.client, &config.postgres.schema, &row).await?;
     println!("checkpoint  written: slot at {confirmed}, stream at {last_seq}");
     Ok(())
+}
+
+/// The last message behind the row that is not this relay's: up to there messages are judged. Its own
+/// events in between are still proved one by one, which takes that none of them is gone.
+async fn pass_foreign(stream: &Stream, row: &Checkpoint, last_seq: u64) -> Result<u64, Failure> {
+    let ours = |stored: &Stored| match stored {
+        Stored::Event(event) => event.position.system_id == row.system_id && event.position.slot == row.slot,
+        Stored::Gone | Stored::Foreign(_) => false,
+    };
+    let tail = stream.messages(row.seq + 1, last_seq).await?;
+    let foreign = |(_, stored): &&(u64, Stored)| !ours(stored) && *stored != Stored::Gone;
+    let Some(&(last, _)) = tail.iter().rev().find(foreign) else { return Ok(row.passed_seq) };
+    match tail.iter().find(|(seq, stored)| *seq < last && *stored == Stored::Gone) {
+        None => Ok(last),
+        Some((seq, _)) => Err(Failure::new(
+            Code::HistoryDiffers,
+            format!(
+                "message {seq} of stream `{}` is gone, and a message that is not this relay's stands behind it: what it was cannot be told",
+                stream.name()
+            ),
+            format!(
+                "SELECT pg_drop_replication_slot({}); then postrider init --adopt goes on from now; look for \
+                 unpublished rows in the outbox table",
+                escape_literal(&row.slot)
+            ),
+        )),
+    }
 }
 
 async fn create_stream(config: &Config, stream: &Stream, resolved: &Resolved) -> Result<Look, Failure> {

@@ -11,6 +11,8 @@ use crate::postgres::preflight;
 use crate::state::checkpoint;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -44,11 +46,9 @@ pub(super) fn run(args: &Args) -> Ended {
             Some(status) => status,
             None => to_json(&read(&config).await?)?,
         };
-        if args.json {
-            println!("{status}");
-        } else {
-            print_human(&status);
-        }
+        let text = if args.json { format!("{status}\n") } else { human(&status) };
+        // A reader that has seen enough is no error.
+        let _ = std::io::stdout().write_all(text.as_bytes());
         Ok(())
     })
 }
@@ -125,9 +125,9 @@ fn to_json(status: &Status) -> Result<serde_json::Value, Failure> {
 }
 
 /// A line a field; what is not known is left out.
-fn print_human(status: &serde_json::Value) {
-    let Some(fields) = status.as_object() else { return };
-    for (name, value) in fields {
+fn human(status: &serde_json::Value) -> String {
+    let mut text = String::new();
+    for (name, value) in status.as_object().into_iter().flatten() {
         let shown = match value {
             serde_json::Value::Null => continue,
             serde_json::Value::String(text) if text.is_empty() => continue,
@@ -147,6 +147,7 @@ fn print_human(status: &serde_json::Value) {
             }
             other => other.to_string(),
         };
-        println!("{name:<20} {shown}");
+        let _ = writeln!(text, "{name:<20} {shown}");
     }
+    text
 }

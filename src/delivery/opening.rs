@@ -157,10 +157,19 @@ pub fn open(
     at_seq: &Stored,
     tail: Vec<(u64, Stored)>,
 ) -> Result<Opening, Failure> {
+    let history = &server.history;
+    let newest = tail.iter().filter_map(|(_, stored)| match stored {
+        Stored::Event(event) if event.position.system_id == history.system_id => {
+            Some(event.position.timeline)
+        }
+        _ => None,
+    });
+    if let Some(newer) = newest.max().filter(|timeline| *timeline > history.timeline) {
+        return Ok(Opening::Again(stale(history.timeline, newer)));
+    }
     if went_back(row, end, at_seq) {
         return Ok(Opening::Rewind);
     }
-    let history = &server.history;
     let confirmed = server.confirmed;
     let mut plan = Plan {
         resume: Resume::new(row.last.clone(), confirmed, server.wal_end),
@@ -196,9 +205,6 @@ pub fn open(
                     return Err(foreign(&row.stream, seq, &format!("position {}", event.position)));
                 }
             }
-            Stored::Event(event) if event.position.timeline > history.timeline => {
-                return Ok(Opening::Again(stale(history.timeline, event.position.timeline)));
-            }
             Stored::Event(event) if !history.contains(&event.position) => {
                 plan.phantoms += 1;
                 plan.passed_seq = plan.passed_seq.max(seq);
@@ -219,7 +225,7 @@ pub fn open(
 
 fn went_back(row: &Checkpoint, end: StreamEnd, at_seq: &Stored) -> bool {
     let other = match (at_seq, &row.last) {
-        (Stored::Event(there), Some(last)) => **there != *last,
+        (Stored::Event(there), Some(last)) => !there.is_same_event(last),
         _ => false,
     };
     end.last_seq < row.seq || other
@@ -247,6 +253,9 @@ pub fn rewind(
         ..row.clone()
     };
     match stored {
+        Stored::Event(event) if event.position.timeline > server.history.timeline => {
+            Err(stale(server.history.timeline, event.position.timeline))
+        }
         _ if seq == 0 && row.confirmed_seq == 0 => Ok(Some(to(end.last_seq, None))),
         _ if seq == 0 => Err(Failure::new(
             Code::StreamWentBack,
@@ -283,9 +292,8 @@ pub(super) fn differs(message: String) -> Failure {
     Failure::new(
         Code::HistoryDiffers,
         message,
-        format!(
-            "if the server's disk was put back to an earlier state, its new events are in the outbox table only; {ADOPT}"
-        ),
+        "if the server's disk was put back to an earlier state, its new events are in the outbox table only. \
+         Drop the slot (SELECT pg_drop_replication_slot), then postrider init --adopt goes on from now",
     )
 }
 
@@ -505,6 +513,17 @@ mod tests {
         assert!(matches!(other, Opening::Rewind));
         let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new()).unwrap();
         assert!(matches!(gone, Opening::Stream(_)), "purged, not rolled back");
+    }
+
+    #[test]
+    fn the_same_event_under_another_timeline_or_with_a_trimmed_id_is_no_other_event() {
+        let promoted = Server { history: History::parse(7, 2, "1\t0/1E\tx").unwrap(), ..server() };
+        let known = Checkpoint { timeline: 2, last: Some(event_of(2, 20)), ..row() };
+        let opening = open(&known, &promoted, end(2), &stored(event_of(1, 20)), Vec::new()).unwrap();
+        assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
+        let padded = Checkpoint { last: Some(Identity { event_id: "20  ".into(), ..event(20) }), ..row() };
+        let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new()).unwrap();
+        assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
     }
 
     #[test]

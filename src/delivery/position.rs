@@ -86,6 +86,17 @@ pub struct Identity {
     pub event_id: String,
 }
 
+impl Identity {
+    /// Whether both name one event of one history. The timeline is the sender's at the time, and NATS
+    /// clients trim header values: neither makes another event.
+    #[must_use]
+    pub fn is_same_event(&self, other: &Identity) -> bool {
+        self.position.place == other.position.place
+            && self.commit_time == other.commit_time
+            && self.event_id.trim() == other.event_id.trim()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -119,6 +119,9 @@ catalogue! {
     PostgresEncoding = "PR0217", Postgres, Operator, "the database has no encoding",
         "A SQL_ASCII database can hold bytes that are no text, and a row with such bytes would stop the decoding for ever.";
 
+    WalsenderSilent = "PR0218", Postgres, Retry, "the walsender is silent",
+        "Nothing came from the replication connection for long, though it was asked for a sign of life. It may be decoding a giant transaction of other tables: the relay waits twice as long the next time, up to an hour.";
+
     NatsUnreachable = "PR0301", Nats, Retry, "NATS cannot be reached",
         "No server of nats.url accepts a connection. The relay lets go of Postgres meanwhile, waits and tries again; with start_timeout it gives up after that time.";
     NatsAuth = "PR0302", Nats, Operator, "NATS refuses the login",

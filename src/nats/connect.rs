@@ -1,7 +1,8 @@
 //! One connection to NATS, and what becomes of it.
 
 use crate::error::{Code, Failure};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use percent_encoding::percent_decode_str;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -29,6 +30,15 @@ pub struct Link {
     pub losses: u64,
     /// The last thing that the server complained about.
     pub complaint: Option<String>,
+    /// How often it has complained.
+    pub complaints: u64,
+}
+
+impl Link {
+    fn complain(&mut self, text: String) {
+        self.complaint = Some(text);
+        self.complaints += 1;
+    }
 }
 
 /// A connected client.
@@ -67,13 +77,18 @@ pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
                     link.up = false;
                     link.losses += 1;
                 }
-                Event::ServerError(ServerError::Other(text)) => link.complaint = Some(text.clone()),
-                Event::ServerError(error) => link.complaint = Some(error.to_string()),
-                Event::ClientError(error) => link.complaint = Some(error.to_string()),
+                Event::ServerError(ServerError::Other(text)) => link.complain(text.clone()),
+                Event::ServerError(error) => link.complain(error.to_string()),
+                Event::ClientError(error) => link.complain(error.to_string()),
                 Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
             });
             std::future::ready(())
         });
+    let options = match credentials(servers)? {
+        Some(Credentials { user, password: Some(password) }) => options.user_and_password(user, password),
+        Some(Credentials { user: token, password: None }) => options.token(token),
+        None => options,
+    };
     let client = options.connect(servers).await.map_err(|error| {
         let refused = matches!(
             error.kind(),
@@ -96,6 +111,32 @@ pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
         ));
     }
     Ok(Nats { client, link })
+}
+
+/// Who the URLs say that we are; async-nats leaves that to its options.
+struct Credentials {
+    user: String,
+    password: Option<String>,
+}
+
+/// The first URL's that has any: `user:password@`, or a token alone. A cluster knows its users on
+/// every server.
+fn credentials(servers: &[String]) -> Result<Option<Credentials>, Failure> {
+    for server in servers {
+        let address: ServerAddr = server.parse().map_err(|error| {
+            let server = shown(std::slice::from_ref(server));
+            Failure::new(
+                Code::InvalidValue,
+                format!("nats.url `{server}`: {error}"),
+                "write nats://host:4222",
+            )
+        })?;
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        if let Some(user) = address.username().filter(|user| !user.is_empty()) {
+            return Ok(Some(Credentials { user: decoded(user), password: address.password().map(decoded) }));
+        }
+    }
+    Ok(None)
 }
 
 /// The servers without user and password.

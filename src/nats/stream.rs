@@ -10,14 +10,17 @@ use crate::error::{Code, Failure};
 use crate::outbox::Template;
 use crate::postgres::timestamp::Timestamp;
 use async_nats::RequestErrorKind;
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::message::StreamMessageError;
+use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
 
-/// Requests for single messages at a time.
-const READ_AHEAD: usize = 256;
+/// Requests for single messages at a time: as many as their payloads may take memory for.
+const READ_AHEAD_MAX: usize = 256;
+const READ_AHEAD_MIN: usize = 4;
+const READ_AHEAD_BYTES: usize = 4 << 20;
 
 /// What decides whether a stream can take an outbox (`STREAM.INFO`, ADR-33 and later).
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +38,8 @@ pub struct Config {
     pub max_msgs: i64,
     /// -1: no limit.
     pub max_bytes: i64,
+    /// -1: no limit.
+    pub max_msgs_per_subject: i64,
     /// Copies in a cluster.
     pub num_replicas: usize,
     no_ack: bool,
@@ -56,6 +61,7 @@ impl Default for Config {
             max_msg_size: -1,
             max_msgs: -1,
             max_bytes: -1,
+            max_msgs_per_subject: -1,
             num_replicas: 1,
             no_ack: false,
             sealed: false,
@@ -171,6 +177,9 @@ impl Stream {
         let answer = self.nats.client.request(subject, request.to_string().into()).await.map_err(
             |error| match error.kind() {
                 RequestErrorKind::NoResponders if !self.nats.client.server_info().jetstream => no_jetstream(),
+                RequestErrorKind::TimedOut => {
+                    self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))
+                }
                 _ => self.silent(&error.to_string()),
             },
         )?;
@@ -187,6 +196,11 @@ impl Stream {
                 Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "postrider init")
             }
             (10_039 | 10_076, _) => no_jetstream(),
+            (10_065, _) => Failure::new(
+                Code::StreamUnfit,
+                format!("stream `{name}`: {}", error.description),
+                "another stream binds these subjects (nats stream ls --subject): remove it or choose another outbox.subject",
+            ),
             (_, 503) | (10_008 | 10_009, _) => self.silent(&error.description),
             (code, _) => Failure::new(
                 Code::PublishRefused,
@@ -194,6 +208,19 @@ impl Stream {
                 "see the account's JetStream limits: nats account info",
             ),
         }
+    }
+
+    /// A request that is not permitted is not answered at all; the server only complains.
+    fn forbidden(&self) -> Option<Failure> {
+        let link = self.nats.link.borrow();
+        let complaint = link.complaint.as_ref()?;
+        complaint.contains("$JS.API").then(|| {
+            Failure::new(
+                Code::PublishForbidden,
+                format!("the server says: {complaint}"),
+                "grant the NATS account $JS.API.STREAM.INFO and $JS.API.STREAM.MSG.GET of the stream",
+            )
+        })
     }
 
     fn silent(&self, why: &str) -> Failure {
@@ -213,16 +240,27 @@ impl Stream {
     /// # Errors
     /// Nobody answers.
     pub async fn message(&self, seq: u64) -> Result<Stored, Failure> {
-        match self.raw.get_raw_message(seq).await {
-            Ok(message) => Ok(identify(&message.headers).map_or_else(
-                || Stored::Foreign(message.subject.to_string()),
-                |event| Stored::Event(Box::new(event)),
-            )),
-            Err(error) => match error.kind() {
-                RawMessageErrorKind::NoMessageFound => Ok(Stored::Gone),
-                RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok(Stored::Gone),
-                _ => Err(self.silent(&error.to_string())),
-            },
+        self.sized_message(seq).await.map(|(stored, _)| stored)
+    }
+
+    /// The message, and how many bytes came with it.
+    async fn sized_message(&self, seq: u64) -> Result<(Stored, usize), Failure> {
+        let error = match self.raw.get_raw_message(seq).await {
+            Ok(message) => {
+                let stored = match identify(&message.headers) {
+                    Some(event) => Stored::Event(Box::new(event)),
+                    None => Stored::Foreign(message.subject.to_string()),
+                };
+                return Ok((stored, message.payload.len()));
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok((Stored::Gone, 0)),
+            RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok((Stored::Gone, 0)),
+            // It is there, and no header block of ours is unreadable.
+            RawMessageErrorKind::Other if is_unreadable(&error) => Ok((Stored::Foreign("?".to_owned()), 0)),
+            _ => Err(self.silent(&error.to_string())),
         }
     }
 
@@ -231,12 +269,29 @@ impl Stream {
     /// # Errors
     /// Nobody answers.
     pub async fn messages(&self, first: u64, last: u64) -> Result<Vec<(u64, Stored)>, Failure> {
-        stream::iter(first..=last)
-            .map(|seq| async move { Ok((seq, self.message(seq).await?)) })
-            .buffered(READ_AHEAD)
-            .try_collect()
-            .await
+        let mut found = Vec::new();
+        let mut next = first;
+        let mut ahead = READ_AHEAD_MIN;
+        while next <= last {
+            let chunk = last.min(next + ahead as u64 * 16 - 1);
+            let read: Vec<_> = stream::iter(next..=chunk)
+                .map(|seq| async move { Ok::<_, Failure>((seq, self.sized_message(seq).await?)) })
+                .buffered(ahead)
+                .try_collect()
+                .await?;
+            let bytes: usize = read.iter().map(|(_, (_, bytes))| bytes).sum();
+            let size = (bytes / read.len().max(1)).max(1);
+            ahead = (READ_AHEAD_BYTES / size).clamp(READ_AHEAD_MIN, READ_AHEAD_MAX);
+            found.extend(read.into_iter().map(|(seq, (stored, _))| (seq, stored)));
+            next = chunk + 1;
+        }
+        Ok(found)
     }
+}
+
+/// The answer came and its headers do not parse.
+fn is_unreadable(error: &RawMessageError) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<StreamMessageError>())
 }
 
 /// A stream to be created.
@@ -297,7 +352,7 @@ impl Config {
     /// What is accepted, and to be known.
     #[must_use]
     pub fn warnings(&self) -> Vec<&'static str> {
-        let limited = self.max_msgs > 0 || self.max_bytes > 0;
+        let limited = self.max_msgs > 0 || self.max_bytes > 0 || self.max_msgs_per_subject > 0;
         let mut warnings = Vec::new();
         if self.discard != "new" && limited {
             warnings.push(

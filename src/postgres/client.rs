@@ -26,6 +26,10 @@ impl Sql {
     /// # Errors
     /// As [`Connection::connect`](super::connection::Connection::connect).
     pub async fn connect(target: &Target, host: &Host) -> Result<Sql, Error> {
+        timeout(LOGIN_MAX, Sql::login(target, host)).await.map_err(|_| Error::Timeout("the login"))?
+    }
+
+    async fn login(target: &Target, host: &Host) -> Result<Sql, Error> {
         let io = socket::open(target, host).await?;
         // TLS is negotiated below tokio-postgres, so that both connections have one code for it.
         let io = socket::secure(io, target, host).await?;
@@ -41,9 +45,7 @@ impl Sql {
         if let Some(options) = &target.options {
             config.options(options);
         }
-        let (client, connection) = timeout(LOGIN_MAX, config.connect_raw(io, NoTls))
-            .await
-            .map_err(|_| Error::Timeout("the login"))??;
+        let (client, connection) = config.connect_raw(io, NoTls).await?;
         let (ended, closed) = watch::channel(None);
         tokio::spawn(async move {
             let why = match connection.await {

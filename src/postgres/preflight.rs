@@ -260,6 +260,16 @@ pub async fn wal_insert_lsn(sql: &Sql) -> Result<Lsn, Error> {
     row.get::<_, String>(0).parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
+/// When the server that SQL talks to was started: two connections to one server agree on it.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn started_at(sql: &Sql) -> Result<String, Error> {
+    Ok(sql.client.query_one(&format!("{STARTED_AT}::text"), &[]).await?.get(0))
+}
+
+const STARTED_AT: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())";
+
 /// What IDENTIFY_SYSTEM says of the server that a replication connection talks to.
 #[derive(Debug, Clone)]
 pub struct System {
@@ -271,6 +281,8 @@ pub struct System {
     pub wal_end: Lsn,
     /// The timeline's history file; none for the first.
     pub history: Option<String>,
+    /// When this server was started, as [`started_at`] has it.
+    pub started_at: String,
 }
 
 /// Asks on the replication connection itself, so that no fail-over lies in between.
@@ -289,7 +301,9 @@ pub async fn identify(connection: &mut Connection) -> Result<System, Error> {
     } else {
         None
     };
+    let started = connection.query(&format!("{STARTED_AT}::text")).await?;
     Ok(System {
+        started_at: started.first().and_then(|row| row.first().cloned().flatten()).ok_or_else(odd)?,
         id: text(0)?.parse().map_err(|_| odd())?,
         timeline,
         wal_end: text(2)?.parse().map_err(|_| odd())?,

@@ -69,7 +69,12 @@ pub async fn run(
     let mut patience = PATIENCE_MIN;
     loop {
         let published = process.published;
-        let ended = match connected(config, &mut nats).await {
+        let connecting = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            connecting = connected(config, &mut nats) => connecting,
+        };
+        let ended = match connecting {
             Ok(nats) => {
                 session::run(config, &mut process, &mapping, &mut resolved, nats, patience, &mut stop).await
             }
@@ -81,6 +86,9 @@ pub async fn run(
         };
         if process.published > published {
             (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
+        }
+        if failure.code == Code::WalsenderSilent {
+            patience = (patience * 2).min(PATIENCE_MAX);
         }
         let wait = match failure.code.disposition() {
             Disposition::Halt | Disposition::Poison => return Err(halted(board, failure)),
@@ -99,8 +107,11 @@ pub async fn run(
             (status.role, status.state, status.reason) =
                 (Role::Waiting, State::Waiting, failure.message.clone());
             status.last_error = Some((&failure).into());
+            // Live no more.
+            (status.in_flight_messages, status.in_flight_bytes) = (None, None);
+            (status.lag_bytes, status.lag_seconds) = (None, None);
         });
-        (pause, patience) = ((pause * 2).min(PAUSE_MAX), (patience * 2).min(PATIENCE_MAX));
+        pause = (pause * 2).min(PAUSE_MAX);
         if wait_or_stop(wait, pulse, &mut stop).await {
             return Ok(());
         }
@@ -117,13 +128,21 @@ fn stream_failure(error: Error) -> Failure {
             "the publication did not exist when these rows were written, and making it now does not help: rows of \
              that time are in the outbox table only. Drop the slot, then postrider init --adopt",
         ),
-        Error::Server(said) if said.code.code() == "55000" => Failure::new(
+        Error::Server(said) if matches!(said.code.code(), "55000" | "58P01") => Failure::new(
             Code::PostgresSession,
             error.to_string(),
             "none is needed: the next session looks why",
         ),
         _ => error.into(),
     }
+}
+
+fn unanswered() -> Failure {
+    Failure::new(
+        Code::PostgresSession,
+        "Postgres does not answer SQL",
+        "none is needed: the relay tries again",
+    )
 }
 
 fn halted(board: &Board, failure: Failure) -> Failure {

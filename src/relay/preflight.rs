@@ -122,6 +122,12 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
     let unfit = |what: &str, remedy: String| {
         Err(Failure::new(Code::PublicationUnfit, format!("publication `{name}` {what}"), remedy))
     };
+    if table.kind == 'p' && !publication.via_root {
+        return unfit(
+            &format!("sends rows under the names of {outbox}'s partitions"),
+            format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
+        );
+    }
     if !publication.has_table {
         return unfit(
             &format!("does not contain {outbox}"),
@@ -135,12 +141,6 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
         return unfit(
             "does not publish inserts",
             format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"),
-        );
-    }
-    if table.kind == 'p' && !publication.via_root {
-        return unfit(
-            &format!("sends rows under the names of {outbox}'s partitions"),
-            format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
         );
     }
     let read = |column: &&str| {

@@ -130,6 +130,8 @@ pub(super) enum End {
 /// The stream as a SYNC finds it: its end, and what stands behind the last settled event.
 struct Ending {
     look: Look,
+    /// What stands where the last settled event must stand.
+    settled: Stored,
     tail: Vec<(u64, Stored)>,
 }
 
@@ -210,6 +212,12 @@ pub(super) struct Pump<'a> {
     status_sent: (Instant, Lsn),
     reply_requested: bool,
     stopping: Option<Instant>,
+    /// Why publishing pauses.
+    cause: Option<Failure>,
+    /// An event that JetStream refuses for its own sake.
+    condemned: Option<(Place, Failure)>,
+    /// The server's complaints up to the present epoch.
+    complaint: u64,
     /// Frames are taken.
     filling: bool,
     slot: Option<Slot>,
@@ -252,6 +260,9 @@ impl<'a> Pump<'a> {
             status_sent,
             reply_requested: true,
             stopping: None,
+            cause: None,
+            condemned: None,
+            complaint: 0,
             filling: true,
             slot: None,
             patience,
@@ -271,8 +282,8 @@ impl<'a> Pump<'a> {
             Ok(()) => true,
             Err(failure) => failure.code.disposition() == Disposition::Poison,
         };
-        if sound {
-            self.last_words().await;
+        if sound && timeout(GOODBYE_MAX, self.last_words()).await.is_err() {
+            warn!("the checkpoint row is not written in time: the next start reads the stream instead");
         }
         self.show();
         self.session.replication.close().await;
@@ -297,7 +308,12 @@ impl<'a> Pump<'a> {
             }
             // Once full, wait until it is half empty: the walsender then works in long stretches
             // instead of being woken for a few rows, and what is in flight keeps the stream busy.
-            self.filling = if self.filling { self.window.has_room() } else { self.window.is_half_empty() };
+            let filled = self.filling;
+            self.filling = self.may_fill();
+            if self.filling && !filled {
+                // It was not listened to meanwhile.
+                self.heard = Instant::now();
+            }
             let room = self.filling && self.stopping.is_none();
             let syncing: OptionFuture<_> = match &mut self.phase {
                 Phase::Sync(reading) => Some(reading),
@@ -333,6 +349,10 @@ impl<'a> Pump<'a> {
                 }
             }
         }
+    }
+
+    fn may_fill(&self) -> bool {
+        if self.filling { self.window.has_room() } else { self.window.is_half_empty() }
     }
 
     /// Takes the frame, and those that are complete in the buffer behind it.
@@ -393,6 +413,8 @@ impl<'a> Pump<'a> {
         match self.session.resume.event(seen)? {
             Admit::Skip => {}
             Admit::Stored(seq) => {
+                // Boundaries before it are settled by what came before it.
+                self.settle();
                 let id = taken.id.unwrap_or_default();
                 self.session.ledger.event(seq, taken.place, taken.commit_time, id);
                 if self.session.resume.is_done() {
@@ -426,6 +448,9 @@ impl<'a> Pump<'a> {
                 self.limits.check(event)?;
                 Ok(event)
             });
+            if let Some((_, failure)) = self.condemned.as_ref().filter(|(place, _)| *place == item.place) {
+                return if self.window.in_flight() == 0 { Err(failure.clone()) } else { Ok(()) };
+            }
             let event = match checked {
                 Ok(event) => event,
                 // Halts once everything before it is stored.
@@ -472,6 +497,7 @@ impl<'a> Pump<'a> {
     fn streaming(&mut self) {
         self.phase = Phase::Stream;
         self.back_off = BACK_OFF_MIN;
+        self.cause = None;
         if !self.process.streamed {
             self.process.streamed = true;
         }
@@ -481,7 +507,6 @@ impl<'a> Pump<'a> {
     /// Takes out what is settled.
     fn settle(&mut self) {
         let mut now = None;
-        let mut last = None;
         while let Some(settled) = self.window.settle() {
             match settled {
                 Settled::Event(seq, item) => {
@@ -491,11 +516,8 @@ impl<'a> Pump<'a> {
                     let id = item.id.unwrap_or_default();
                     self.session.ledger.event(seq, item.place, item.commit_time, id);
                 }
-                Settled::Boundary(lsn) => last = Some(lsn),
+                Settled::Boundary(lsn) => self.session.ledger.boundary(lsn, Instant::now()),
             }
-        }
-        if let Some(lsn) = last {
-            self.session.ledger.boundary(lsn, Instant::now());
         }
     }
 
@@ -516,13 +538,14 @@ impl<'a> Pump<'a> {
     fn drained(&mut self) -> Result<(), Failure> {
         self.settle();
         let silent = self.answered < self.sent;
-        let cause = self.refused.iter().find(|(_, answer)| !is_consequence(answer));
-        let failure = match cause {
+        let root = self.refused.iter().find(|(_, answer)| !is_consequence(answer));
+        let failure = match root {
             Some((seq, answer)) => Some(self.judge(*seq, answer)),
             None if silent => Some(self.silence()),
             None => None,
         };
-        self.refused.clear();
+        let cause = root.map(|(seq, _)| *seq);
+        let failure = failure.or_else(|| self.duplicate());
         let Some(failure) = failure else {
             // Only consequences: a message was lost, or another relay published. The stream tells.
             self.back_off();
@@ -531,8 +554,14 @@ impl<'a> Pump<'a> {
         match failure.code.disposition() {
             Disposition::Retry => {}
             Disposition::Operator if self.process.streamed => {}
-            Disposition::Operator | Disposition::Halt | Disposition::Poison => return Err(failure),
+            // What went before it may not be stored yet: first SYNC, then halt when it is at the front.
+            Disposition::Poison => {
+                let place = cause.and_then(|seq| self.window.at(seq)).map(|item| item.place);
+                self.condemned = place.map(|place| (place, failure.clone()));
+            }
+            Disposition::Operator | Disposition::Halt => return Err(failure),
         }
+        self.cause = Some(failure.clone());
         warn!(code = %failure.code, error = failure.message, retry_in = ?self.back_off, "publishing pauses");
         self.process.board.update(|status| {
             status.reason = failure.message.clone();
@@ -549,6 +578,18 @@ impl<'a> Pump<'a> {
         self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
     }
 
+    /// With `nats.msg_id`, an id that returns within the stream's window is never stored.
+    fn duplicate(&self) -> Option<Failure> {
+        let (seq, answer) = self.refused.first_key_value()?;
+        let Answer::Duplicate(stored) = answer else { return None };
+        let id = self.window.at(*seq).and_then(|item| item.id.as_deref()).unwrap_or("?");
+        Some(Failure::new(
+            Code::PublishRefused,
+            format!("JetStream takes event `{id}` for a duplicate of message {stored}"),
+            "set nats.msg_id = false, or wait for the stream's duplicate window to pass",
+        ))
+    }
+
     fn judge(&self, seq: u64, answer: &Answer) -> Failure {
         let subject = self.window.at(seq).and_then(|item| item.event.as_ref().ok());
         let subject = subject.map_or("?", |event| event.subject.as_str());
@@ -559,11 +600,8 @@ impl<'a> Pump<'a> {
     /// permitted, which the server only complains about.
     fn silence(&self) -> Failure {
         let link = self.session.link.borrow();
-        match link
-            .complaint
-            .as_ref()
-            .filter(|text| text.to_lowercase().contains("permissions violation for publish"))
-        {
+        let recent = link.complaint.as_ref().filter(|_| link.complaints > self.complaint);
+        match recent.filter(|text| text.to_lowercase().contains("permissions violation for publish")) {
             Some(complaint) => Failure::new(
                 Code::PublishForbidden,
                 format!("the server says: {complaint}"),
@@ -584,17 +622,24 @@ impl<'a> Pump<'a> {
     fn sync(&mut self) {
         self.session.publisher.next_epoch();
         (self.sent, self.answered) = (0, 0);
+        self.refused.clear();
+        self.complaint = self.session.link.borrow().complaints;
         let stream = self.session.tools.stream.clone();
-        let judged = self.session.ledger.judged_seq();
+        let (judged, seq) = (self.session.ledger.judged_seq(), self.session.ledger.seq());
+        let settled = self.session.ledger.last().filter(|_| seq > 0);
         self.phase = Phase::Sync(Box::pin(async move {
             let look = stream.look().await?;
+            let settled = match settled {
+                Some(_) if seq <= look.end.last_seq => stream.message(seq).await?,
+                _ => Stored::Gone,
+            };
             let tail = stream.messages(judged + 1, look.end.last_seq).await?;
-            Ok(Ending { look, tail })
+            Ok(Ending { look, settled, tail })
         }));
     }
 
     fn synced(&mut self, read: Result<Ending, Failure>) -> Result<(), Failure> {
-        let Ending { look, tail } = match read {
+        let Ending { look, settled, tail } = match read {
             Ok(read) => read,
             Err(failure) => match failure.code.disposition() {
                 Disposition::Retry => {
@@ -621,6 +666,20 @@ impl<'a> Pump<'a> {
                     self.session.ledger.seq()
                 ),
                 "none is needed: the next session begins from the checkpoint",
+            ));
+        }
+        // Lost, and its place filled by someone else: the number alone does not show it.
+        let stands = match (&settled, self.session.ledger.last()) {
+            (Stored::Event(there), Some(last)) => there.is_same_event(&last),
+            (Stored::Foreign(_), Some(_)) => false,
+            _ => true,
+        };
+        if !stands {
+            let seq = self.session.ledger.seq();
+            return Err(Failure::new(
+                Code::NatsSession,
+                format!("message {seq} of stream `{name}` is not the event that was stored there"),
+                "none is needed: the next session goes back to the stream's last event",
             ));
         }
         let server = &self.session.server;
@@ -678,6 +737,9 @@ impl<'a> Pump<'a> {
         if idle && self.session.link.borrow().up || now < self.alive + self.config.postgres.release_after {
             return Ok(());
         }
+        if let Some(cause) = self.cause.take() {
+            return Err(cause);
+        }
         Err(Failure::new(
             Code::NatsSession,
             format!(
@@ -694,7 +756,7 @@ impl<'a> Pump<'a> {
         let ask = waits && silent >= SILENCE_ASK && self.asked.is_none_or(|asked| now >= asked + SILENCE_ASK);
         if waits && silent >= self.patience {
             return Err(Failure::new(
-                Code::PostgresSession,
+                Code::WalsenderSilent,
                 format!("the walsender has been silent for {silent:?}"),
                 "none is needed: the relay tries again. A giant transaction of other tables takes the server that \
                  long to decode: see wait_event of the walsender in pg_stat_activity",
@@ -738,7 +800,7 @@ impl<'a> Pump<'a> {
         let plan = Plan { check, look, write };
         self.upkeep_began = (now, end.last_seq);
         let keeping = timeout(UPKEEP_MAX, upkeep::keep(self.session.tools.clone(), plan, end));
-        self.upkeep = Some(Box::pin(async { keeping.await.unwrap_or_else(|_| Err(unanswered())) }));
+        self.upkeep = Some(Box::pin(async { keeping.await.unwrap_or_else(|_| Err(super::unanswered())) }));
     }
 
     /// Upkeep is back.
@@ -825,11 +887,9 @@ impl<'a> Pump<'a> {
         let (p50, p99) = self.process.latency.quantiles();
         let state = if self.stopping.is_some() { State::Drain } else { self.phase.state() };
         // Nothing to prove while nothing is to be sent: an idle relay is ready.
-        let state = if state == State::Probe && self.window.is_empty() && self.session.resume.is_done() {
-            State::Stream
-        } else {
-            state
-        };
+        let caught_up = self.received >= self.session.server.wal_end && self.session.resume.is_done();
+        let state =
+            if state == State::Probe && self.window.is_empty() && caught_up { State::Stream } else { state };
         if state == State::Stream {
             self.process.streamed = true;
         }
@@ -845,6 +905,7 @@ impl<'a> Pump<'a> {
                 State::Probe if outstanding > 0 => {
                     format!("proving {outstanding} stored messages against the slot")
                 }
+                State::Probe if self.window.is_empty() => "awaiting the first rows of the slot".to_owned(),
                 State::Probe => "awaiting the first answer of JetStream".to_owned(),
                 _ => std::mem::take(&mut status.reason),
             };
@@ -868,14 +929,6 @@ impl<'a> Pump<'a> {
             }
         });
     }
-}
-
-fn unanswered() -> Failure {
-    Failure::new(
-        Code::PostgresSession,
-        "Postgres does not answer SQL",
-        "none is needed: the relay tries again",
-    )
 }
 
 fn age(commit_time: Timestamp) -> f64 {

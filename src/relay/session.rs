@@ -29,11 +29,16 @@ use crate::state::checkpoint;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout};
 use tracing::{info, warn};
 
 /// A standby looks at the slot so often: a take-over waits that long at most.
 const STANDBY_LOOK: Duration = Duration::from_millis(100);
+
+const BEAT: Duration = Duration::from_secs(1);
+
+/// A few questions to the catalogues take milliseconds; a server that needs so long is as good as away.
+const ANSWERS_MAX: Duration = Duration::from_secs(30);
 
 /// The walsender is told that we live so often while the stream's tail is read.
 const READING_STATUS: Duration = Duration::from_secs(5);
@@ -49,10 +54,20 @@ pub(super) async fn run(
     stop: &mut watch::Receiver<bool>,
 ) -> End {
     let mut stopping = stop.clone();
-    let opened = tokio::select! {
-        biased;
-        _ = stopping.wait_for(|stop| *stop) => return End::Stopped,
-        opened = open(config, process, mapping, resolved, nats) => opened,
+    let pulse = process.pulse.clone();
+    let opened = {
+        // Boxed: it is large, and lives only as long as the session takes to begin.
+        let mut opening = Box::pin(open(config, process, mapping, resolved, nats));
+        let mut beat = interval(BEAT);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return End::Stopped,
+                opened = &mut opening => break opened,
+                // Every wait in it has an end of its own.
+                _ = beat.tick() => pulse.beat(),
+            }
+        }
     };
     match opened {
         Ok(opened) => Pump::new(config, process, opened, patience).run(stop).await,
@@ -78,16 +93,17 @@ async fn open(
 
     note(process, Role::Waiting, State::Discover, "connecting to Postgres");
     let (sql, host) = Sql::connect_any(&config.postgres.target).await?;
-    preflight::server(&sql).await?;
-    let table = preflight::table(&sql, config).await?;
+    in_time(preflight::server(&sql)).await?;
+    let table = in_time(preflight::table(&sql, config)).await?;
     let resolved = match resolved {
         Some(resolved) => resolved,
         None => resolved.insert(preflight::columns(mapping, &table)?),
     };
     discover(&before, stream.name(), config, nats, resolved)?;
-    let publication = preflight::publication(&sql, config, &table).await?;
-    preflight::slot(&sql, config).await?;
-    let known = row(checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await, config)?;
+    let publication = in_time(preflight::publication(&sql, config, &table)).await?;
+    in_time(preflight::slot(&sql, config)).await?;
+    let known = in_time(checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot)).await?;
+    let known = row(known, config)?;
     let objects = preflight::objects(&publication, &table);
     if known.objects != objects {
         return Err(changed(&config.postgres.publication, Some(objects), known.objects));
@@ -95,10 +111,11 @@ async fn open(
 
     let (replication, history, start) = take_slot(config, process, &sql, &host, &known).await?;
     let session = fastrand::i64(1..);
-    let taken = checkpoint::take(&sql, &config.postgres.schema, &config.postgres.slot, session).await;
+    let taken =
+        in_time(checkpoint::take(&sql, &config.postgres.schema, &config.postgres.slot, session)).await?;
     let row = row(taken, config)?;
     // Both again, now that nobody else can move them.
-    let slot = preflight::slot(&sql, config).await?;
+    let slot = in_time(preflight::slot(&sql, config)).await?;
     let server = Server {
         history,
         slot: config.postgres.slot.clone(),
@@ -206,12 +223,17 @@ fn discover(
     Ok(())
 }
 
-fn row(
-    read: Result<Option<Checkpoint>, checkpoint::RowError>,
-    config: &Config,
-) -> Result<Checkpoint, Failure> {
+/// A server that hangs must not hang the relay without a word.
+async fn in_time<T, E: Into<Failure>>(asking: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    match timeout(ANSWERS_MAX, asking).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(super::unanswered()),
+    }
+}
+
+fn row(read: Option<Checkpoint>, config: &Config) -> Result<Checkpoint, Failure> {
     let (slot, stream) = (&config.postgres.slot, &config.nats.stream);
-    let row = read?.ok_or_else(|| {
+    let row = read.ok_or_else(|| {
         Failure::new(
             Code::CheckpointMissing,
             format!("{} has no row for slot `{slot}`", checkpoint::table(&config.postgres.schema)),
@@ -240,7 +262,7 @@ async fn take_slot(
     let slot = &config.postgres.slot;
     let mut told = false;
     loop {
-        while facts::slot_is_active(sql, slot).await? {
+        while in_time(facts::slot_is_active(sql, slot)).await? {
             if !told {
                 info!(slot, "another relay holds the slot: standing by");
                 note(
@@ -251,11 +273,19 @@ async fn take_slot(
                 );
                 told = true;
             }
-            process.pulse.beat();
             tokio::time::sleep(STANDBY_LOOK).await;
         }
         let mut connection = Connection::connect(&config.postgres.target, host).await?;
         let system = facts::identify(&mut connection).await?;
+        // Behind a moving address the two connections may reach two servers: the row would then be
+        // written to one and the slot confirmed on the other.
+        if system.started_at != facts::started_at(sql).await? {
+            return Err(Failure::new(
+                Code::PostgresSession,
+                "SQL and replication reached two different servers",
+                "none is needed: the relay tries again. Name the servers in postgres.url rather than a moving address",
+            ));
+        }
         let history = match &system.history {
             Some(file) => History::parse(system.id, system.timeline, file)
                 .map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))?,
@@ -263,7 +293,7 @@ async fn take_slot(
         };
         // The row may have moved while this relay stood by.
         let known = if told {
-            self::row(checkpoint::read(sql, &config.postgres.schema, slot).await, config)?
+            row(in_time(checkpoint::read(sql, &config.postgres.schema, slot)).await?, config)?
         } else {
             known.clone()
         };
