@@ -7,8 +7,8 @@
 --     psql -d shop -f sql/init.sql
 --
 -- Before it: wal_level = logical, the outbox table (sql/article.sql, sql/debezium.sql or your own).
--- After it:  `postrider init` once more with the same role (it finds all of this, makes the stream
---            and writes the checkpoint row), then sql/privileges.sql for the role of `postrider run`.
+-- After it:  sql/privileges.sql for the relay's role, then `postrider init` as that role: it finds all
+--            of this, makes the stream and writes the checkpoint row.
 
 -- The relay's memory: one row a slot. It says how far the stream has been proved, and lives here so
 -- that a restore or a failover of the database takes it along. Updated about once a second under

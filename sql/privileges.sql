@@ -11,22 +11,20 @@ SELECT 'CREATE ROLE postrider LOGIN REPLICATION'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'postrider')
 \gexec
 
--- The checkpoint row: read and updated, never inserted or deleted by `run`.
+-- The checkpoint row: read and updated by `run`, inserted by `init`, deleted by neither.
 GRANT USAGE ON SCHEMA postrider TO postrider;
-GRANT SELECT, UPDATE ON postrider.pipeline TO postrider;
+GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO postrider;
 
 -- Only where CONNECT was taken from PUBLIC:
 -- GRANT CONNECT ON DATABASE shop TO postrider;
 
 -- Not needed: SELECT on the outbox, CREATE anywhere, pg_monitor, superuser.
 
--- What `postrider init` needs more, once:
---   * to own the outbox table, or superuser: CREATE PUBLICATION asks for that
---   * CREATE on the database: for the schema and the publication, also when they exist
---   * CREATE on the schema postrider, and INSERT on postrider.pipeline, where another role made them
---   * REPLICATION, for the slot
+-- `postrider init` needs no more where sql/init.sql was run before it. To make what is missing itself:
+--   * schema and table of checkpoints: CREATE on the database
+--   * publication: CREATE on the database, and to own the outbox table (or superuser)
+--   * slot: REPLICATION
 --   * with --create-table: CREATE on the schema of the table
--- So let the table's owner, or an administrator, run init, and the role above run the relay.
 
 -- pg_hba.conf must let the role in by the name of the database; the keyword `replication` does not
 -- match logical replication:

@@ -78,6 +78,16 @@ impl Failure {
     }
 }
 
+/// The README's table of codes.
+#[must_use]
+pub fn markdown() -> String {
+    let mut table = "| code | what | exit |\n| --- | --- | --- |\n".to_owned();
+    for code in Code::all() {
+        table.push_str(&format!("| `{code}` | {} | {} |\n", code.title(), code.exit() as u8));
+    }
+    table
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;

@@ -3,6 +3,7 @@
 //! Each test has servers of its own and states one claim, which is its name.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
+mod adopt;
 mod delivery;
 mod mapping;
 mod outages;

@@ -102,6 +102,19 @@ async fn a_relay_told_to_stop_drains_and_the_next_goes_on() {
     pipeline.proves(&mut relay).await;
 }
 
+#[tokio::test]
+async fn a_relay_told_to_stop_ends_though_postgres_hangs() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('e', '{}')").await;
+    pipeline.stored(1).await;
+    pipeline.postgres.freeze();
+    relay.signal(rustix::process::Signal::TERM);
+    let ended = within(Duration::from_secs(45), "the relay ends", async || relay.exit_code()).await;
+    pipeline.postgres.thaw();
+    assert_eq!(ended, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_takes_over_when_the_leader_is_killed() {
     let pipeline = Pipeline::article().await;

@@ -6,10 +6,10 @@ use postrider::demo::servers::Stop;
 use std::time::Duration;
 
 /// Exit status, code, and words of the remedy.
-type Refusal = (i32, &'static str, &'static str);
+pub(crate) type Refusal = (i32, &'static str, &'static str);
 
 #[track_caller]
-fn refused(ended: &Ended, (exit, code, remedy): Refusal) {
+pub(crate) fn refused(ended: &Ended, (exit, code, remedy): Refusal) {
     let said = ended.stderr.rfind(&format!("{code}: ")).map(|at| &ended.stderr[at..]);
     let said = said.unwrap_or_else(|| panic!("{code} is not among\n{}", ended.stderr));
     let remedies = said.split_once("remedy: ").map_or("", |(_, remedy)| remedy);
@@ -17,7 +17,7 @@ fn refused(ended: &Ended, (exit, code, remedy): Refusal) {
     assert_eq!(ended.code, Some(exit), "{said}");
 }
 
-async fn insert(pipeline: &Pipeline, event_type: &str) {
+pub(crate) async fn insert(pipeline: &Pipeline, event_type: &str) {
     pipeline
         .execute(&format!("INSERT INTO outbox (event_type, payload) VALUES ({event_type}, '{{}}')"))
         .await;
@@ -247,6 +247,36 @@ async fn a_wrong_password_for_nats_is_refused_and_not_shown() {
         refused(&ended, (4, "PR0302", "nats.url"));
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
     }
+}
+
+#[tokio::test]
+async fn user_and_password_or_the_token_of_the_url_log_in_to_nats() {
+    for (nats_extra, login) in [
+        ("authorization { user: relay, password: \"p@s s\" }", "relay:p%40s%20s"),
+        ("authorization { token: hush }", "hush"),
+    ] {
+        let mut pipeline = Pipeline::on(Servers { nats_extra, ..Servers::default() }).await;
+        let url = format!("nats://{login}@127.0.0.1:{}", pipeline.nats.port());
+        pipeline.set("NATS_URL", &url);
+        pipeline.execute(ARTICLE).await;
+        pipeline.init().await;
+        let mut relay = pipeline.run().await;
+        insert(&pipeline, "'kept'").await;
+        relay.published(1).await;
+        assert_eq!(relay.terminate().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn partitions_under_their_own_names_are_refused() {
+    let pipeline = Pipeline::start().await;
+    let columns =
+        ARTICLE.replace("PRIMARY KEY", "").replace("FALSE)", "FALSE) PARTITION BY LIST (event_type)");
+    pipeline.execute(&format!("{columns}; CREATE TABLE leaf PARTITION OF outbox DEFAULT")).await;
+    pipeline.init().await;
+    pipeline.execute("ALTER PUBLICATION postrider SET (publish_via_partition_root = false)").await;
+    let refusal = (3, "PR0209", "publish_via_partition_root = true");
+    refused(&pipeline.postrider(&["run"]).await, refusal);
 }
 
 #[tokio::test]

@@ -365,7 +365,7 @@ impl Relay {
         std::fs::read_to_string(self.stderr.path()).unwrap_or_default()
     }
 
-    fn exit_code(&mut self) -> Option<Option<i32>> {
+    pub(crate) fn exit_code(&mut self) -> Option<Option<i32>> {
         self.child.try_wait().unwrap().map(|status| status.code())
     }
 
@@ -440,6 +440,15 @@ impl Relay {
     }
 
     /// Waits until `/status` says so.
+    /// Waits until it has published so many events.
+    pub(crate) async fn published(&mut self, count: u64) {
+        eventually("the relay publishes", async || {
+            let status = self.status().await?;
+            (status["published_total"].as_u64()? >= count).then_some(())
+        })
+        .await;
+    }
+
     pub(crate) async fn is(&mut self, field: &str, value: &str) {
         eventually(&format!("{field} is {value}"), async || {
             assert!(self.is_running(), "the relay has ended: {}", self.stderr());
