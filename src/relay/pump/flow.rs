@@ -1,0 +1,171 @@
+//! The path of an event: frames in, publishes out, answers back, and what is settled by them.
+
+use super::*;
+
+impl Pump<'_> {
+    /// Takes the frame, and those that are complete in the buffer behind it.
+    pub(super) fn frames(&mut self, first: Received) -> Result<(), Failure> {
+        self.heard = Instant::now();
+        self.asked = None;
+        let mut next = Some(first);
+        let mut left = FRAMES_A_TURN;
+        while let Some(received) = next {
+            self.frame(received)?;
+            left -= 1;
+            next = if left > 0 && self.window.has_room() {
+                self.session.replication.buffered().map_err(stream_failure)?
+            } else {
+                None
+            };
+        }
+        Ok(())
+    }
+
+    pub(super) fn frame(&mut self, received: Received) -> Result<(), Failure> {
+        match received {
+            Received::Data(message, bytes) => match self.session.intake.take(message)? {
+                Step::Event(taken) => self.event(taken, bytes)?,
+                Step::Commit { commit_lsn, end_lsn } => {
+                    self.received = self.received.max(end_lsn);
+                    if self.session.resume.commit(commit_lsn)? {
+                        self.window.boundary(end_lsn);
+                    }
+                }
+                Step::Nothing => {}
+            },
+            Received::Keepalive { wal_end, reply_requested } => {
+                self.reply_requested |= reply_requested;
+                self.received = self.received.max(wal_end);
+                self.wal_end = self.wal_end.max(wal_end);
+                if !self.session.intake.in_transaction() && self.session.resume.keepalive(wal_end)? {
+                    self.window.boundary(wal_end);
+                }
+            }
+            Received::Notice(notice) => {
+                if notice.message.contains("skipped loading publication") || notice.code.code() == "55000" {
+                    return Err(Failure::new(
+                        Code::PublicationMissing,
+                        format!("Postgres skips rows: {notice}"),
+                        "the publication did not exist when these rows were written: look for them in the outbox \
+                         table, then postrider init --adopt after dropping the slot goes on from now",
+                    ));
+                }
+                warn!(%notice, "Postgres");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn event(&mut self, taken: Taken, bytes: usize) -> Result<(), Failure> {
+        let seen = Seen { place: taken.place, commit_time: taken.commit_time, event_id: taken.id.as_deref() };
+        match self.session.resume.event(seen)? {
+            Admit::Skip => {}
+            Admit::Stored(seq) => {
+                // Boundaries before it are settled by what came before it.
+                self.settle();
+                let id = taken.id.unwrap_or_default();
+                self.session.ledger.event(seq, taken.place, taken.commit_time, id);
+                if self.session.resume.is_done() {
+                    self.plan_due = Instant::now();
+                    info!(seq, "every message behind the checkpoint is accounted for");
+                }
+            }
+            Admit::New => {
+                let event = self.session.intake.event(&taken);
+                self.window.push(Item::new(taken, event), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what may go out now.
+    pub(super) async fn publish(&mut self) -> Result<(), Failure> {
+        if self.stopping.is_some() || !self.session.resume.is_done() {
+            return Ok(());
+        }
+        while let Some(item) = self.window.waiting() {
+            let may = match self.phase {
+                Phase::Stream => true,
+                Phase::Probe => self.window.in_flight() == 0,
+                Phase::Sync(_) | Phase::Drain { .. } | Phase::BackOff { .. } => false,
+            };
+            if !may {
+                return Ok(());
+            }
+            let checked = item.event.as_ref().map_err(Clone::clone).and_then(|event| {
+                self.limits.check(event)?;
+                Ok(event)
+            });
+            if let Some((_, failure)) = self.condemned.as_ref().filter(|(place, _)| *place == item.place) {
+                return if self.window.in_flight() == 0 { Err(failure.clone()) } else { Ok(()) };
+            }
+            let event = match checked {
+                Ok(event) => event,
+                // Halts once everything before it is stored.
+                Err(poison) if self.window.in_flight() == 0 => return Err(item.poison(&poison)),
+                Err(_) => return Ok(()),
+            };
+            if self.sent == self.answered {
+                self.alive = Instant::now();
+            }
+            let seq = self.window.next_seq();
+            self.session.publisher.send(seq, event, item.place, &item.transaction).await?;
+            self.window.send();
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the answer, and those that are here behind it.
+    pub(super) fn answers(&mut self, first: Option<(u64, Answer)>) -> Result<(), Failure> {
+        let Some(first) = first else {
+            return Err(Failure::new(Code::NatsSession, "the NATS client has ended", ""));
+        };
+        self.alive = Instant::now();
+        let mut next = Some(first);
+        while let Some((seq, answer)) = next {
+            self.answered += 1;
+            match answer {
+                Answer::Stored(stored) if stored == seq && self.window.ack(seq).is_ok() => {
+                    if matches!(self.phase, Phase::Probe) {
+                        self.streaming();
+                    }
+                }
+                other => {
+                    debug!(seq, answer = ?other, "an answer other than expected");
+                    self.refused.insert(seq, other);
+                    self.drain("a publish was not stored where it must be");
+                }
+            }
+            next = self.session.publisher.answered();
+        }
+        Ok(())
+    }
+
+    pub(super) fn streaming(&mut self) {
+        self.phase = Phase::Stream;
+        self.back_off = BACK_OFF_MIN;
+        self.cause = None;
+        if !self.process.streamed {
+            self.process.streamed = true;
+        }
+        debug!("streaming");
+    }
+
+    /// Takes out what is settled.
+    pub(super) fn settle(&mut self) {
+        let mut now = None;
+        while let Some(settled) = self.window.settle() {
+            match settled {
+                Settled::Event(seq, item) => {
+                    let wall = *now.get_or_insert_with(Timestamp::now);
+                    self.process.published += 1;
+                    self.process.latency.record(item.commit_time, wall);
+                    let id = item.id.unwrap_or_default();
+                    self.session.ledger.event(seq, item.place, item.commit_time, id);
+                }
+                Settled::Boundary(lsn) => self.session.ledger.boundary(lsn, Instant::now()),
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The one loop: from the slot into the stream, until something ends the session.
+//!
+//! ```text
+//!          ┌───────── answer other than expected, silence, link down ────────┐
+//!          │                                                                 ▼
+//!  SYNC ─► PROBE ─ first answer ─► STREAM                                  DRAIN
+//!   ▲                                                                        │
+//!   └───────────────────────────── back-off ◄────────────────────────────────┘
+//! ```
+//!
+//! A fault on the NATS side goes round this circle and keeps the slot: the window still has every
+//! event. Everything else ends the session, and the next begins from the checkpoint row.
+//!
+//! Each turn takes what has come, in this order: stop, answers, then frames; frames only while the
+//! window has room, so a slow stream holds back Postgres by TCP and not by memory.
+//!
+//! | file | what it does to the pump's state |
+//! | --- | --- |
+//! | `flow` | frames in, publishes out, answers back, what is settled by them |
+//! | `drain` | the circle above |
+//! | `timers` | life signs of both sides, upkeep, confirmations, the last words |
+//! | `show` | the status |
+
+mod drain;
+mod flow;
+mod item;
+mod show;
+mod timers;
+
+use item::Item;
+
+use super::intake::{Intake, Step, Taken};
+use super::stream_failure;
+use super::upkeep::{self, Plan, Tools};
+use crate::config::Config;
+use crate::delivery::confirm::{Ledger, Write};
+use crate::delivery::opening::{Server, Stored, StreamEnd, foreign};
+use crate::delivery::position::Place;
+use crate::delivery::resume::{Admit, Resume, Seen};
+use crate::delivery::window::{Room, Settled, Window};
+use crate::error::{Code, Disposition, Failure};
+use crate::nats::connect::Link;
+use crate::nats::publish::{Answer, Limits, Publisher, TransactionHeaders};
+use crate::nats::stream::Look;
+use crate::ops::http::Pulse;
+use crate::ops::status::{Board, Role, State};
+use crate::outbox::{Event, Poison, Template};
+use crate::postgres::lsn::Lsn;
+use crate::postgres::preflight::Slot;
+use crate::postgres::replication::{Received, ReplicationStream};
+use crate::postgres::text::Text;
+use crate::postgres::timestamp::Timestamp;
+use futures_util::future::{BoxFuture, OptionFuture};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{debug, info, warn};
+
+/// Timers are looked at so often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A quarter of the `wal_sender_timeout` that the connection asks for.
+const STATUS_APART_MAX: Duration = Duration::from_secs(7);
+
+/// A flush that moved is reported at most so often.
+const STATUS_APART_MIN: Duration = Duration::from_millis(200);
+
+/// Upkeep looks at its plan so often.
+const UPKEEP_APART: Duration = Duration::from_secs(1);
+
+/// A catalogue query and a row take milliseconds; a server that needs so long is as good as away.
+const UPKEEP_MAX: Duration = Duration::from_secs(20);
+
+const CHECK_APART: Duration = Duration::from_secs(10);
+
+/// A stream that went back is noticed so soon, though nothing is published.
+const LOOK_APART: Duration = Duration::from_secs(5);
+
+/// No answer for so long, though some are due: something is wrong.
+const STALL: Duration = Duration::from_secs(2);
+
+/// An idle server is asked for a sign of life after so long a silence.
+const SILENCE_ASK: Duration = Duration::from_secs(10);
+
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+
+/// At the end, what is in flight is awaited so long.
+const GOODBYE_MAX: Duration = Duration::from_secs(10);
+
+/// Frames taken in one turn before answers are looked at again.
+const FRAMES_A_TURN: usize = 256;
+
+/// Why the loop ended.
+pub(super) enum End {
+    /// It was asked to, and drained.
+    Stopped,
+    /// The session is over.
+    Failed(Failure),
+}
+
+/// The stream as a SYNC finds it: its end, and what stands behind the last settled event.
+struct Ending {
+    look: Look,
+    /// What stands where the last settled event must stand.
+    settled: Stored,
+    tail: Vec<(u64, Stored)>,
+}
+
+enum Phase {
+    /// Reading the stream's end.
+    Sync(BoxFuture<'static, Result<Ending, Failure>>),
+    /// One event under way at most.
+    Probe,
+    /// A window under way.
+    Stream,
+    /// Awaiting the answers that are due, until then.
+    Drain { until: Instant },
+    /// Until then, nothing.
+    BackOff { until: Instant },
+}
+
+impl Phase {
+    fn state(&self) -> State {
+        match self {
+            Phase::Sync(_) | Phase::BackOff { .. } => State::Sync,
+            Phase::Probe => State::Probe,
+            Phase::Stream => State::Stream,
+            Phase::Drain { .. } => State::Drain,
+        }
+    }
+}
+
+/// Everything that a session has when it begins to stream.
+pub(super) struct Opened {
+    pub(super) tools: Tools,
+    pub(super) server: Server,
+    pub(super) look: Look,
+    pub(super) publisher: Publisher,
+    pub(super) link: watch::Receiver<Link>,
+    pub(super) replication: ReplicationStream,
+    pub(super) intake: Intake,
+    pub(super) template: Template,
+    pub(super) resume: Resume,
+    pub(super) ledger: Ledger,
+}
+
+/// What outlives a session.
+pub(super) struct Process {
+    pub(super) board: Board,
+    pub(super) pulse: Pulse,
+    /// The process has been in STREAM once: refusals no longer end it.
+    pub(super) streamed: bool,
+    pub(super) published: u64,
+    pub(super) latency: super::latency::Recent,
+}
+
+pub(super) struct Pump<'a> {
+    config: &'a Config,
+    process: &'a mut Process,
+    session: Opened,
+    window: Window<Item>,
+    limits: Limits,
+    phase: Phase,
+    /// Publishes of this epoch, and their answers.
+    sent: u64,
+    answered: u64,
+    /// Answers other than stored, by the sequence that the message must get.
+    refused: BTreeMap<u64, Answer>,
+    back_off: Duration,
+    upkeep: Option<BoxFuture<'static, Result<upkeep::Done, Failure>>>,
+    /// When upkeep set out, and the sequence that was settled then.
+    upkeep_began: (Instant, u64),
+    check_due: Instant,
+    look_due: Instant,
+    plan_due: Instant,
+    /// The last answer, or look, that showed JetStream alive.
+    alive: Instant,
+    /// The last frame from Postgres.
+    heard: Instant,
+    asked: Option<Instant>,
+    received: Lsn,
+    wal_end: Lsn,
+    status_sent: (Instant, Lsn),
+    reply_requested: bool,
+    stopping: Option<Instant>,
+    /// Why publishing pauses.
+    cause: Option<Failure>,
+    /// An event that JetStream refuses for its own sake.
+    condemned: Option<(Place, Failure)>,
+    /// The server's complaints up to the present epoch.
+    complaint: u64,
+    /// Frames are taken.
+    filling: bool,
+    slot: Option<Slot>,
+    patience: Duration,
+}
+
+impl<'a> Pump<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        process: &'a mut Process,
+        session: Opened,
+        patience: Duration,
+    ) -> Pump<'a> {
+        let now = Instant::now();
+        let room = Room { messages: config.delivery.window_messages, bytes: config.delivery.window_bytes };
+        let window = Window::new(room, session.look.end.last_seq);
+        let limits = Limits::of(&session.look.config, session.publisher.max_payload());
+        let status_sent = (now, Lsn::ZERO);
+        let mut pump = Pump {
+            config,
+            process,
+            wal_end: session.server.wal_end,
+            session,
+            window,
+            limits,
+            phase: Phase::Probe,
+            sent: 0,
+            answered: 0,
+            refused: BTreeMap::new(),
+            back_off: BACK_OFF_MIN,
+            upkeep: None,
+            upkeep_began: (now, 0),
+            check_due: now,
+            look_due: now + LOOK_APART,
+            plan_due: now,
+            alive: now,
+            heard: now,
+            asked: None,
+            received: Lsn::ZERO,
+            status_sent,
+            reply_requested: true,
+            stopping: None,
+            cause: None,
+            condemned: None,
+            complaint: 0,
+            filling: true,
+            slot: None,
+            patience,
+        };
+        pump.session.publisher.next_epoch();
+        pump
+    }
+
+    /// Runs until asked to stop or the session is over; leaves the slot free.
+    pub(super) async fn run(mut self, stop: &mut watch::Receiver<bool>) -> End {
+        let ended = self.turn(stop).await;
+        if let Err(failure) = &ended {
+            debug!(code = %failure.code, error = failure.message, "the session ends");
+        }
+        // Also after a failure: what is settled is written, unless the row or the stream is in doubt.
+        let sound = match &ended {
+            Ok(()) => true,
+            Err(failure) => failure.code.disposition() == Disposition::Poison,
+        };
+        if sound && timeout(GOODBYE_MAX, self.last_words()).await.is_err() {
+            warn!("the checkpoint row is not written in time: the next start reads the stream instead");
+        }
+        self.show();
+        self.session.replication.close().await;
+        match ended {
+            Ok(()) => End::Stopped,
+            Err(failure) => End::Failed(failure),
+        }
+    }
+
+    async fn turn(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Failure> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let sql = Arc::clone(&self.session.tools.sql);
+        let mut sql_closed = std::pin::pin!(sql.closed());
+        let mut link = self.session.link.clone();
+        link.mark_unchanged();
+        loop {
+            self.settle();
+            self.publish().await?;
+            if self.stopping.is_some() && self.window.in_flight() == 0 {
+                return Ok(());
+            }
+            // Once full, wait until it is half empty: the walsender then works in long stretches
+            // instead of being woken for a few rows, and what is in flight keeps the stream busy.
+            let filled = self.filling;
+            self.filling = self.may_fill();
+            if self.filling && !filled {
+                // It was not listened to meanwhile.
+                self.heard = Instant::now();
+            }
+            let room = self.filling && self.stopping.is_none();
+            let syncing: OptionFuture<_> = match &mut self.phase {
+                Phase::Sync(reading) => Some(reading),
+                _ => None,
+            }
+            .into();
+            let keeping: OptionFuture<_> = self.upkeep.as_mut().into();
+            tokio::select! {
+                // Ranked: to stop must always be possible; answers make room and are bounded by the
+                // window; timers must not starve under load; frames come last.
+                biased;
+                _ = stop.wait_for(|stop| *stop), if self.stopping.is_none() => {
+                    info!(in_flight = self.window.in_flight(), "draining");
+                    self.stopping = Some(Instant::now() + GOODBYE_MAX);
+                }
+                why = &mut sql_closed => {
+                    return Err(Failure::new(Code::PostgresSession, why, "none is needed: the relay tries again"));
+                }
+                answer = self.session.publisher.answer() => self.answers(answer)?,
+                Ok(()) = link.changed() => {
+                    if !link.borrow_and_update().up {
+                        self.drain("the connection to NATS is down");
+                    }
+                }
+                Some(read) = syncing => self.synced(read)?,
+                Some(done) = keeping => {
+                    self.upkeep = None;
+                    self.kept(done?)?;
+                }
+                _ = ticks.tick() => self.tick().await?,
+                received = self.session.replication.next(), if room => {
+                    self.frames(received.map_err(stream_failure)?)?;
+                }
+            }
+        }
+    }
+
+    fn may_fill(&self) -> bool {
+        if self.filling { self.window.has_room() } else { self.window.is_half_empty() }
+    }
+}
