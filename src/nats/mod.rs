@@ -6,3 +6,17 @@
 pub mod connect;
 pub mod publish;
 pub mod stream;
+
+use serde::Deserialize;
+
+/// How JetStream says no, to a request and to a publish alike (ADR-1). Members may be missing: up to
+/// 2.11 a leader change is told by `code` alone.
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    code: u64,
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}

@@ -4,6 +4,7 @@
 //! sequence is the one that the message must get, so answers are matched by place, never by arrival,
 //! and a late answer of an earlier epoch is dropped.
 
+use super::ApiError;
 use super::connect::Nats;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
@@ -295,17 +296,7 @@ struct PubAck {
     seq: u64,
     #[serde(default)]
     duplicate: bool,
-    error: Option<PubError>,
-}
-
-#[derive(Deserialize)]
-struct PubError {
-    #[serde(default)]
-    code: u64,
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
+    error: Option<ApiError>,
 }
 
 /// Reads a PubAck. By far most are `{"stream":"S","seq":17}` or, up to 2.11, `{"stream":"S", "seq":17}`;
@@ -316,7 +307,7 @@ pub fn parse(payload: &[u8]) -> Answer {
         return Answer::Stored(seq);
     }
     match serde_json::from_slice::<PubAck>(payload) {
-        Ok(PubAck { error: Some(PubError { code, err_code, description }), .. }) => {
+        Ok(PubAck { error: Some(ApiError { code, err_code, description }), .. }) => {
             Answer::Refused { code, err_code, description }
         }
         Ok(PubAck { duplicate: true, seq, .. }) => Answer::Duplicate(seq),

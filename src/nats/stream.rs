@@ -3,6 +3,7 @@
 //! Requests are made by hand, since async-nats's types leave out fields that decide here. Never by
 //! direct get: any replica may answer it, and it may lag behind the leader (ADR-31).
 
+use super::ApiError;
 use super::connect::Nats;
 use crate::delivery::opening::{Stored, StreamEnd};
 use crate::delivery::position::Identity;
@@ -86,16 +87,6 @@ struct Info {
     config: Config,
     state: State,
     created: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct ApiError {
-    #[serde(default)]
-    code: u64,
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 #[derive(Debug, Deserialize)]
