@@ -210,6 +210,7 @@ impl<'a> Pump<'a> {
         let window = Window::new(room, session.look.end.last_seq);
         let limits = Limits::of(&session.look.config, session.publisher.max_payload());
         let status_sent = (now, Lsn::ZERO);
+        let complaint = session.link.borrow().complaints;
         let mut pump = Pump {
             config,
             process,
@@ -236,7 +237,7 @@ impl<'a> Pump<'a> {
             stopping: None,
             cause: None,
             condemned: None,
-            complaint: 0,
+            complaint,
             filling: true,
             slot: None,
             patience,
