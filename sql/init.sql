@@ -36,6 +36,32 @@ CREATE TABLE IF NOT EXISTS postrider.pipeline (
     updated_at          timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
+-- Events that cannot be published, each with its reason and its whole row. The relay commits one here
+-- before it sends anything behind it.
+CREATE TABLE IF NOT EXISTS postrider.dead_letter (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    slot        text NOT NULL,
+    system_id   text NOT NULL,
+    timeline    bigint NOT NULL,
+    commit_lsn  pg_lsn NOT NULL,
+    index       bigint NOT NULL,
+    event_id    text,
+    event_type  text,
+    key         text,
+    subject     text,
+    reason      text NOT NULL,
+    code        text NOT NULL,
+    error       text NOT NULL,
+    headers     jsonb,
+    payload     bytea,
+    row         jsonb,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    resolved_at timestamptz,
+    resolution  text CHECK (resolution IN ('replayed', 'dropped', 'stored')),
+    UNIQUE (slot, system_id, timeline, commit_lsn, index),
+    CHECK ((resolved_at IS NULL) = (resolution IS NULL))
+);
+
 -- Inserts only: marking or deleting outbox rows sends nothing. With publish_via_partition_root the
 -- rows of a partitioned outbox come under the name of its root.
 CREATE PUBLICATION postrider FOR TABLE public.outbox

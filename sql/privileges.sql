@@ -15,6 +15,13 @@ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'postrider')
 GRANT USAGE ON SCHEMA postrider TO postrider;
 GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO postrider;
 
+-- Dead letters: inserted by `run`, which also removes resolved ones after delivery.dead_letter_retention.
+GRANT SELECT, INSERT, UPDATE, DELETE ON postrider.dead_letter TO postrider;
+
+-- `postrider dlq replay` deletes the outbox row and inserts it again. Let a person's role do that, or:
+-- GRANT SELECT, INSERT, DELETE ON public.outbox TO postrider;
+-- With SELECT alone the relay also removes dropped letters whose row is gone.
+
 -- Only where CONNECT was taken from PUBLIC:
 -- GRANT CONNECT ON DATABASE shop TO postrider;
 

@@ -22,10 +22,13 @@ fn the_table_of_codes_is_the_catalogue() {
 }
 
 #[test]
-fn the_sql_for_a_dba_makes_the_table_that_init_makes() {
+fn the_sql_for_a_dba_makes_the_tables_that_init_makes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/init.sql");
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").replace('"', "");
     let script = words(&std::fs::read_to_string(path).unwrap_or_default());
-    let table = words(&postrider::state::checkpoint::create_table("postrider"));
-    assert!(script.contains(&format!("{table};")), "not in sql/init.sql:\n{table}");
+    let checkpoint = postrider::state::checkpoint::create_table("postrider");
+    for table in [checkpoint, postrider::state::dead_letter::create_table("postrider")] {
+        let table = words(&table);
+        assert!(script.contains(&format!("{table};")), "not in sql/init.sql:\n{table}");
+    }
 }

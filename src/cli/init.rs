@@ -5,12 +5,12 @@
 //! the checkpoint row, which says that both belong to each other.
 
 use super::{Ended, block_on, load};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, Oversize};
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::delivery::opening::{Stored, foreign};
 use crate::error::{Code, Failure};
-use crate::nats::connect;
 use crate::nats::stream::{Look, New, Stream};
+use crate::nats::{connect, object_store};
 use crate::outbox::{Mapping, Preset, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
@@ -18,7 +18,7 @@ use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, System};
 use crate::relay::preflight;
-use crate::state::checkpoint;
+use crate::state::{checkpoint, dead_letter};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 /// Creating a slot waits for every transaction that is writing; longer than this it is better to
@@ -119,11 +119,16 @@ fn script(args: &Args, config: &Config) -> String {
     statements.extend([
         format!("{};", create_schema(config)),
         format!("{};", checkpoint::create_table(&config.postgres.schema)),
+        format!("{};", dead_letter::create_table(&config.postgres.schema)),
         format!("{};", create_publication(config)),
         "-- for the relay's role".to_owned(),
         format!("ALTER ROLE {role} REPLICATION;"),
         format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
         format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role};", checkpoint::table(&config.postgres.schema)),
+        format!(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role};",
+            dead_letter::table(&config.postgres.schema)
+        ),
         "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
          -- failover => true, so that a standby keeps it"
             .to_owned(),
@@ -184,7 +189,22 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
             make(config, &mut sql, &stream, &resolved, before, objects, &system, server.version_num).await?;
         }
     }
+    if config.delivery.oversize == Oversize::ObjectStore {
+        payloads(config, &stream).await?;
+    }
     println!("ready       postrider run");
+    Ok(())
+}
+
+/// The object store for payloads that are too large.
+async fn payloads(config: &Config, stream: &Stream) -> Result<(), Failure> {
+    let bucket = object_store::bucket(stream.name());
+    if object_store::exists(stream).await? {
+        println!("store       {bucket} exists");
+        return Ok(());
+    }
+    object_store::create(stream, config.nats.replicas, config.nats.max_age).await?;
+    println!("store       {bucket} created for payloads that are too large");
     Ok(())
 }
 
@@ -211,7 +231,7 @@ async fn table(args: &Args, config: &Config, sql: &Sql) -> Result<Resolved, Fail
     Ok(resolved)
 }
 
-/// Schema and table of checkpoints. Looked for first: IF NOT EXISTS asks for the privilege to create
+/// Schema, and the tables of checkpoints and dead letters. Looked for first: IF NOT EXISTS asks for the privilege to create
 /// even where nothing is to be created.
 async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
     let schema = &config.postgres.schema;
@@ -219,7 +239,9 @@ async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
         .client
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_class c \
-             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'pipeline')",
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'pipeline'), \
+             EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = 'dead_letter')",
             &[schema],
         )
         .await
@@ -230,6 +252,9 @@ async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
     }
     if !known.get::<_, bool>(1) {
         execute(sql, &checkpoint::create_table(schema), "create the table of checkpoints").await?;
+    }
+    if !known.get::<_, bool>(2) {
+        execute(sql, &dead_letter::create_table(schema), "create the table of dead letters").await?;
     }
     Ok(())
 }

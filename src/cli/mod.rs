@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod dlq;
 mod explain;
 mod init;
 mod logging;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Args),
     /// Show where the relay is.
     Status(status::Args),
+    /// Look at dead letters, send them again, put them away.
+    Dlq(dlq::Args),
     /// See a whole pipeline work, on servers of its own.
     Demo(crate::demo::DemoArgs),
     /// Show every key, its value and where that came from.
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Dlq(args) => dlq::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),
         Command::Explain(args) => explain::run(&args, &mut stdout()),

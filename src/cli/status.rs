@@ -8,7 +8,7 @@ use crate::nats::stream::Stream;
 use crate::ops::status::{LastError, Status};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight;
-use crate::state::checkpoint;
+use crate::state::{checkpoint, dead_letter};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use std::fmt::Write as _;
@@ -85,6 +85,14 @@ async fn read(config: &Config) -> Result<Status, Failure> {
             failure => return Err(failure),
         },
     };
+    status.dead_letters =
+        match dead_letter::open_count(&sql, &config.postgres.schema, &config.postgres.slot).await {
+            Ok(open) => open,
+            Err(error) => match Failure::from(error) {
+                failure if failure.code == Code::SchemaMissing => 0,
+                failure => return Err(failure),
+            },
+        };
     let held = slot.as_ref().and_then(|slot| slot.active_pid);
     status.reason = match (&slot, &row, held) {
         (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),

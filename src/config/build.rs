@@ -3,7 +3,7 @@
 use super::load::{Environment, Origin, Value};
 use super::value::{self, Parsed};
 use super::{
-    Config, Delivery, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Postgres,
+    Config, Delivery, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Oversize, Postgres,
     SyncInterval,
 };
 use crate::error::{Code, Failure};
@@ -228,12 +228,28 @@ fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
         "auto" => Ok(HoldBack::Auto),
         text => value::duration(text).map(HoldBack::Fixed).map_err(|error| format!("{error}, or `auto`")),
     });
-    let on_poison = read.required("delivery.on_poison", value::choice(&[("halt", OnPoison::Halt)]));
+    let on_poison = read.required(
+        "delivery.on_poison",
+        value::choice(&[("dead_letter", OnPoison::DeadLetter), ("halt", OnPoison::Halt)]),
+    );
+    let oversize = read.required(
+        "delivery.oversize",
+        value::choice(&[
+            ("dead_letter", Oversize::DeadLetter),
+            ("object_store", Oversize::ObjectStore),
+            ("halt", Oversize::Halt),
+        ]),
+    );
+    let dead_letters_max = read.required("delivery.dead_letters_max", value::integer(0, usize::MAX));
+    let dead_letter_retention = read.required("delivery.dead_letter_retention", value::duration);
     Some(Delivery {
         window_messages: window_messages?,
         window_bytes: window_bytes?,
         hold_back: hold_back?,
         on_poison: on_poison?,
+        oversize: oversize?,
+        dead_letters_max: dead_letters_max?,
+        dead_letter_retention: dead_letter_retention?,
     })
 }
 

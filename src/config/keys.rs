@@ -155,9 +155,27 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "delivery.on_poison",
-        Kind::Choice(&["halt"]),
-        "halt",
-        "What to do at an event that cannot be published: halt with exit status 7",
+        Kind::Choice(&["dead_letter", "halt"]),
+        "dead_letter",
+        "At an event that cannot be published: put it into the dead-letter table and go on, or halt with exit status 7",
+    ),
+    key(
+        "delivery.oversize",
+        Kind::Choice(&["dead_letter", "object_store", "halt"]),
+        "dead_letter",
+        "At an event that is too large for NATS; object_store: its payload goes there, the message refers to it",
+    ),
+    key(
+        "delivery.dead_letters_max",
+        Kind::Integer,
+        "100",
+        "More dead letters in a row, without one event published between: halt with exit status 7",
+    ),
+    key(
+        "delivery.dead_letter_retention",
+        Kind::Duration,
+        "30d",
+        "How long dead letters are kept after they were resolved; open ones are kept for ever",
     ),
     key(
         "http.listen",

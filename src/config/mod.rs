@@ -144,6 +144,12 @@ pub struct Delivery {
     pub hold_back: HoldBack,
     /// What happens at an event that cannot be published.
     pub on_poison: OnPoison,
+    /// What happens at an event that is too large.
+    pub oversize: Oversize,
+    /// More dead letters in a row halt the relay.
+    pub dead_letters_max: usize,
+    /// How long resolved letters are kept.
+    pub dead_letter_retention: Duration,
 }
 
 impl Delivery {
@@ -176,6 +182,19 @@ pub enum HoldBack {
 /// What happens at an event that cannot be published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPoison {
+    /// It becomes a dead letter, and the relay goes on.
+    DeadLetter,
+    /// The relay stops there.
+    Halt,
+}
+
+/// What happens at an event that is too large for NATS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversize {
+    /// What `on_poison` says of any event that cannot be published.
+    DeadLetter,
+    /// Its payload goes into an object store, and the message refers to it.
+    ObjectStore,
     /// The relay stops there.
     Halt,
 }

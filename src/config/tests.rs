@@ -54,7 +54,10 @@ fn two_variables_suffice_and_the_rest_are_the_contract_s_defaults() {
     assert_eq!((config.nats.max_age, config.nats.max_bytes), (None, None));
     assert_eq!(config.nats.sync_interval, SyncInterval::Every(Duration::from_secs(120)));
     assert_eq!((config.delivery.window_messages, config.delivery.window_bytes), (2048, 8 << 20));
-    assert_eq!((config.delivery.hold_back, config.delivery.on_poison), (HoldBack::Auto, OnPoison::Halt));
+    assert_eq!(
+        (config.delivery.hold_back, config.delivery.on_poison),
+        (HoldBack::Auto, OnPoison::DeadLetter)
+    );
     assert_eq!(config.http.listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert!(config.http.token.is_none() && !config.http.allow_anonymous);
     assert_eq!(config.start_timeout, None);

@@ -2,14 +2,16 @@
 //!
 //! A boundary is confirmed when
 //!
-//! 1. every event before it is stored (it was settled);
+//! 1. every event before it is stored or a dead letter (it was settled);
 //! 2. a committed row covers it: `settled_lsn` at or beyond it, `confirmed_seq` at or beyond the
 //!    sequence that it relies on. Otherwise a stream that lost that message could not be told from
 //!    one that never had it;
 //! 3. it has aged for `hold_back` since the last acknowledgement that it relies on: by then
 //!    nats-server has synced the message to disk, so that a power loss there only takes what the
 //!    slot can still send;
-//! 4. the publication was seen whole after the WAL position `checked`, and it is not beyond that.
+//! 4. the publication was seen whole after the WAL position `checked`, and it is not beyond that;
+//! 5. it lies behind the commit of every dead letter before it: a standby that the slot fails over
+//!    to has WAL up to what was confirmed, and so the letter.
 //!
 //! The row is written at most once a second while events are settled. While only foreign traffic
 //! moves the boundary it is written once a MiB, and once more a minute after the last write: the
@@ -73,8 +75,10 @@ pub struct Ledger {
     settled: Lsn,
     /// The last event is settled, the boundary behind it is not.
     open: bool,
-    /// The boundary behind the last settled event.
+    /// The boundary behind the last settled event, and its letter.
     owed: Lsn,
+    /// Every letter was committed before it.
+    lettered: Lsn,
     confirmed: Lsn,
     checked: Lsn,
     hold_back: Duration,
@@ -86,8 +90,16 @@ pub struct Ledger {
 impl Ledger {
     /// A session's, taken over from `row` at `now`; the slot is confirmed up to `confirmed`, all is
     /// settled up to `settled`. Marks begin anew: what an earlier session knew of time is gone.
+    /// Letters of events that the slot is not confirmed past were committed before `lettered`.
     #[must_use]
-    pub fn new(row: Checkpoint, confirmed: Lsn, settled: Lsn, hold_back: Duration, now: Instant) -> Ledger {
+    pub fn new(
+        row: Checkpoint,
+        confirmed: Lsn,
+        settled: Lsn,
+        lettered: Lsn,
+        hold_back: Duration,
+        now: Instant,
+    ) -> Ledger {
         Ledger {
             seq: row.seq,
             last: None,
@@ -96,6 +108,7 @@ impl Ledger {
             settled,
             open: false,
             owed: Lsn::ZERO,
+            lettered,
             confirmed,
             checked: Lsn::ZERO,
             hold_back,
@@ -114,6 +127,20 @@ impl Ledger {
         self.open = true;
     }
 
+    /// An event is settled: a dead letter, committed before `lsn`.
+    pub fn letter(&mut self, lsn: Lsn) {
+        self.lettered = self.lettered.max(lsn);
+        self.open = true;
+    }
+
+    /// An event whose transaction began to be settled before it is a dead letter only now, committed
+    /// before `lsn`.
+    pub fn late_letter(&mut self, lsn: Lsn) {
+        self.letter(lsn);
+        // Boundaries behind the event may be among them.
+        self.marks.clear();
+    }
+
     /// Messages up to `seq` are judged.
     pub fn passed(&mut self, seq: u64) {
         self.passed_seq = self.passed_seq.max(seq);
@@ -122,6 +149,9 @@ impl Ledger {
     /// A boundary is settled at `now`.
     pub fn boundary(&mut self, lsn: Lsn, now: Instant) {
         self.settled = self.settled.max(lsn);
+        if lsn < self.lettered {
+            return;
+        }
         if std::mem::take(&mut self.open) {
             self.owed = lsn;
         }
@@ -278,7 +308,7 @@ mod tests {
     }
 
     fn ledger(hold_back: Duration, now: Instant) -> Ledger {
-        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), hold_back, now);
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn::ZERO, hold_back, now);
         ledger.checked(FAR);
         ledger
     }
@@ -325,7 +355,7 @@ mod tests {
     #[test]
     fn nothing_is_confirmed_beyond_where_the_publication_was_seen_whole() {
         let now = Instant::now();
-        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Duration::ZERO, now);
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn::ZERO, Duration::ZERO, now);
         ledger.checked(Lsn(20));
         event(&mut ledger, 1, 20, now);
         write_due(&mut ledger, now + SECOND);
@@ -387,23 +417,62 @@ mod tests {
     #[test]
     fn what_the_slot_sends_again_is_confirmed_up_to_what_the_row_covers_already() {
         let now = Instant::now();
-        let mut ledger =
-            Ledger::new(Checkpoint { settled_lsn: Lsn(50), ..row() }, Lsn(10), Lsn(50), Duration::ZERO, now);
+        let row = Checkpoint { settled_lsn: Lsn(50), ..row() };
+        let mut ledger = Ledger::new(row, Lsn(10), Lsn(50), Lsn::ZERO, Duration::ZERO, now);
         ledger.checked(FAR);
         ledger.boundary(Lsn(40), now);
         assert_eq!(ledger.confirmable(now), Some(Lsn(40)));
     }
 
+    #[test]
+    fn nothing_is_confirmed_between_a_letters_event_and_its_commit() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        ledger.boundary(Lsn(15), now);
+        ledger.letter(Lsn(40));
+        ledger.boundary(Lsn(30), now);
+        let write = ledger.write(now);
+        ledger.written(write, now);
+        assert_eq!(ledger.confirmable(now), Some(Lsn(15)));
+        ledger.boundary(Lsn(40), now + SECOND);
+        assert!(write_due(&mut ledger, now + 2 * SECOND), "the boundary behind the letter is owed");
+        assert_eq!(ledger.confirmable(now + 2 * SECOND), Some(Lsn(40)));
+    }
+
+    #[test]
+    fn a_session_confirms_nothing_before_the_commits_of_the_letters_that_it_finds() {
+        let now = Instant::now();
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn(40), Duration::ZERO, now);
+        ledger.checked(FAR);
+        event(&mut ledger, 1, 30, now);
+        write_due(&mut ledger, now + SECOND);
+        assert_eq!(ledger.confirmable(now + SECOND), None);
+    }
+
+    #[test]
+    fn a_late_letter_voids_the_boundaries_that_came_before_it() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 30, now);
+        ledger.late_letter(Lsn(50));
+        write_due(&mut ledger, now + SECOND);
+        assert_eq!(ledger.confirmable(now + SECOND), None);
+        ledger.boundary(Lsn(50), now + SECOND);
+        write_due(&mut ledger, now + 2 * SECOND);
+        assert_eq!(ledger.confirmable(now + 2 * SECOND), Some(Lsn(50)));
+    }
+
     proptest! {
-        /// Under any mix of settling, writing and checking: what is confirmed is covered by the
-        /// committed row, aged, below the check, and never goes back.
+        /// Under any mix of settling, lettering, writing and checking: what is confirmed is covered by
+        /// the committed row, aged, below the check, behind its letters, and never goes back.
         #[test]
-        fn what_is_confirmed_is_safe(steps in proptest::collection::vec((0u8..6, 1u64..3000), 1..300), hold in 0u64..40) {
+        fn what_is_confirmed_is_safe(steps in proptest::collection::vec((0u8..7, 1u64..3000), 1..300), hold in 0u64..40) {
             let hold_back = Duration::from_secs(hold);
             let mut now = Instant::now();
-            let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), hold_back, now);
+            let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn::ZERO, hold_back, now);
             let (mut lsn, mut seq, mut checked, mut confirmed) = (10u64, 0u64, 0u64, 10u64);
             let mut settled: Vec<(u64, u64, Instant)> = Vec::new();
+            let mut letters: Vec<(u64, u64)> = Vec::new();
             for (step, amount) in steps {
                 match step {
                     0 => { seq += 1; lsn += amount; event(&mut ledger, seq, lsn - 1, now); settled.push((lsn, seq, now)); }
@@ -411,11 +480,13 @@ mod tests {
                     2 => { write_due(&mut ledger, now); }
                     3 => { checked = lsn; ledger.checked(Lsn(lsn)); }
                     4 => now += Duration::from_millis(amount * 4),
+                    5 => { ledger.letter(Lsn(lsn + amount)); letters.push((lsn, lsn + amount)); }
                     _ => if let Some(point) = ledger.confirmable(now) {
                         let row = ledger.committed();
                         prop_assert!(point.0 > confirmed && point <= row.settled_lsn && point.0 <= checked);
                         let (_, relied, at) = settled.iter().find(|(lsn, ..)| *lsn == point.0).copied().unwrap();
                         prop_assert!(relied <= row.confirmed_seq && at + hold_back <= now);
+                        prop_assert!(letters.iter().all(|(event, commit)| *event >= point.0 || *commit <= point.0));
                         ledger.confirm(point);
                         confirmed = point.0;
                     },

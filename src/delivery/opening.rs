@@ -9,15 +9,16 @@
 //! | F beyond `settled_lsn` (a row of an older timeline: beyond where this server's own begins) | exit 5: someone else moved the slot |
 //! | a message or a row of a newer timeline | this server is a former primary: not to be followed |
 //! | L before `seq`, or another event stands at `seq` | the stream went back: REWIND to its last message |
-//! | otherwise | the messages behind `seq` must be, one by one, the next that the slot sends |
+//! | otherwise | the messages behind `seq` must be, one by one, the next that the slot sends, dead letters apart |
 
 use super::checkpoint::Checkpoint;
 use super::history::History;
-use super::position::Identity;
+use super::position::{Identity, Place};
 use super::resume::{Expected, Resume};
 use crate::error::{Code, Failure};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
+use std::collections::BTreeSet;
 
 /// What a session knows of the server that it streams from.
 #[derive(Debug, Clone)]
@@ -54,6 +55,15 @@ pub enum Stored {
     Event(Box<Identity>),
 }
 
+/// A dead letter that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownLetter {
+    /// Its event's place.
+    pub place: Place,
+    /// Nobody has resolved it.
+    pub open: bool,
+}
+
 /// How a session begins.
 #[derive(Debug)]
 pub enum Opening {
@@ -80,6 +90,10 @@ pub struct Plan {
     pub settled_lsn: Lsn,
     /// Events of a history that this server does not have, in the stream.
     pub phantoms: u64,
+    /// Dead letters whose events the stream has all the same: it wins.
+    pub stored_letters: Vec<Place>,
+    /// Open letters behind the last stored event.
+    pub letters_in_a_row: usize,
 }
 
 const ADOPT: &str = "postrider init --adopt (it says what is given up)";
@@ -146,7 +160,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
     }))
 }
 
-/// Judges the messages: `at_seq` is what stands at `row.seq`, `tail` everything behind it.
+/// Judges the messages: `at_seq` is what stands at `row.seq`, `tail` everything behind it, `letters`
+/// the dead letters that the slot may send again.
 ///
 /// # Errors
 /// The stream does not fit to row and slot.
@@ -156,6 +171,7 @@ pub fn open(
     end: StreamEnd,
     at_seq: &Stored,
     tail: Vec<(u64, Stored)>,
+    letters: &[KnownLetter],
 ) -> Result<Opening, Failure> {
     let history = &server.history;
     let newest = tail.iter().filter_map(|(_, stored)| match stored {
@@ -178,7 +194,10 @@ pub fn open(
         passed_seq: row.passed_seq,
         settled_lsn: row.settled_lsn.max(confirmed),
         phantoms: 0,
+        stored_letters: Vec::new(),
+        letters_in_a_row: 0,
     };
+    let mut passed_over: BTreeSet<_> = letters.iter().map(|letter| letter.place).collect();
     let mut expected = Vec::new();
     for (seq, stored) in tail {
         let passed = seq <= row.passed_seq;
@@ -209,16 +228,33 @@ pub fn open(
                 plan.phantoms += 1;
                 plan.passed_seq = plan.passed_seq.max(seq);
             }
-            // Before F: the row went back by a fail-over, and the slot will not send it again.
-            Stored::Event(event) if event.position.place.commit_lsn < confirmed => {
+            Stored::Event(event) => {
+                let place = event.position.place;
+                if passed_over.remove(&place) {
+                    plan.stored_letters.push(place);
+                }
+                if place.commit_lsn >= confirmed {
+                    expected.push(Expected { seq, event: Some(*event) });
+                    continue;
+                }
+                // The row went back by a fail-over, and the slot will not send it again.
                 expected.clear();
                 plan.seq = seq;
                 plan.resume = Resume::new(Some((*event).clone()), confirmed, server.wal_end);
                 plan.last = Some(*event);
             }
-            Stored::Event(event) => expected.push(Expected { seq, event: Some(*event) }),
         }
     }
+    let last = match expected.last() {
+        Some(Expected { event: None, .. }) => None,
+        Some(Expected { event, .. }) => Some(event.as_ref()),
+        None => Some(plan.last.as_ref()),
+    };
+    if let Some(last) = last.map(|event| event.map(|event| event.position.place)) {
+        let behind = |letter: &&KnownLetter| letter.open && Some(letter.place) > last;
+        plan.letters_in_a_row = letters.iter().filter(behind).count();
+    }
+    plan.resume.pass_over(passed_over);
     plan.resume.expect(expected)?;
     Ok(Opening::Stream(Box::new(plan)))
 }
@@ -366,7 +402,7 @@ mod tests {
 
     fn plan(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Plan {
         let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
-        match open(row, server, end, &stored(event(20)), tail).unwrap() {
+        match open(row, server, end, &stored(event(20)), tail, &[]).unwrap() {
             Opening::Stream(plan) => *plan,
             other => panic!("{other:?}"),
         }
@@ -374,7 +410,7 @@ mod tests {
 
     fn code(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Code {
         let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
-        open(row, server, end, &stored(event(20)), tail).unwrap_err().code
+        open(row, server, end, &stored(event(20)), tail, &[]).unwrap_err().code
     }
 
     fn admit(plan: &mut Plan, event: &Identity) -> Admit {
@@ -439,7 +475,7 @@ mod tests {
         let known = Checkpoint { timeline: 2, ..row() };
         assert_eq!(judge(&known, &server(), end(2)).unwrap().unwrap().code, Code::StalePrimary);
         let newer = vec![(3, stored(event_of(2, 30)))];
-        let opening = open(&row(), &server(), end(3), &stored(event(20)), newer).unwrap();
+        let opening = open(&row(), &server(), end(3), &stored(event(20)), newer, &[]).unwrap();
         assert!(matches!(opening, Opening::Again(failure) if failure.code == Code::StalePrimary));
     }
 
@@ -507,11 +543,11 @@ mod tests {
 
     #[test]
     fn a_shorter_stream_or_another_event_at_the_row_is_rewound() {
-        let short = open(&row(), &server(), end(1), &Stored::Gone, Vec::new()).unwrap();
+        let short = open(&row(), &server(), end(1), &Stored::Gone, Vec::new(), &[]).unwrap();
         assert!(matches!(short, Opening::Rewind));
-        let other = open(&row(), &server(), end(2), &stored(event(21)), Vec::new()).unwrap();
+        let other = open(&row(), &server(), end(2), &stored(event(21)), Vec::new(), &[]).unwrap();
         assert!(matches!(other, Opening::Rewind));
-        let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new()).unwrap();
+        let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new(), &[]).unwrap();
         assert!(matches!(gone, Opening::Stream(_)), "purged, not rolled back");
     }
 
@@ -519,11 +555,29 @@ mod tests {
     fn the_same_event_under_another_timeline_or_with_a_trimmed_id_is_no_other_event() {
         let promoted = Server { history: History::parse(7, 2, "1\t0/1E\tx").unwrap(), ..server() };
         let known = Checkpoint { timeline: 2, last: Some(event_of(2, 20)), ..row() };
-        let opening = open(&known, &promoted, end(2), &stored(event_of(1, 20)), Vec::new()).unwrap();
+        let opening = open(&known, &promoted, end(2), &stored(event_of(1, 20)), Vec::new(), &[]).unwrap();
         assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
         let padded = Checkpoint { last: Some(Identity { event_id: "20  ".into(), ..event(20) }), ..row() };
-        let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new()).unwrap();
+        let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new(), &[]).unwrap();
         assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
+    }
+
+    #[test]
+    fn a_letter_whose_event_is_stored_all_the_same_is_void() {
+        let letters =
+            [event(30), event(40)].map(|event| KnownLetter { place: event.position.place, open: true });
+        let tail = vec![(3, stored(event(30)))];
+        let Opening::Stream(mut plan) =
+            open(&row(), &server(), end(3), &stored(event(20)), tail, &letters).unwrap()
+        else {
+            panic!("it streams")
+        };
+        assert_eq!(
+            (plan.stored_letters.as_slice(), plan.letters_in_a_row),
+            (&[event(30).position.place][..], 1)
+        );
+        let admitted = [20, 30, 40, 50].map(|lsn| admit(&mut plan, &event(lsn)));
+        assert_eq!(admitted, [Admit::Skip, Admit::Stored(3), Admit::Lettered, Admit::New]);
     }
 
     #[test]

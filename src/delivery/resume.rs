@@ -8,13 +8,21 @@
 //!    snapshot put back has the same system identifier and timeline.
 //! 3. *Tail.* Each message behind the checkpoint's must be the next event, in order. A message that
 //!    is gone (expired, purged) counts as one event: the stream has exactly one message an event.
+//!
+//! Dead letters stand apart: their events are passed over wherever they come, whatever the present
+//! configuration would make of them. An event that comes before the tail's next message and is no
+//! letter is *unaccounted*: a letter that was lost with a former primary. It becomes one again, once
+//! the tail's last message has come.
 
 use super::opening::differs;
 use super::position::{Identity, Place};
 use crate::error::Failure;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+
+/// More events than that which neither stream nor letters know: another history.
+const UNACCOUNTED_MAX: usize = 1000;
 
 /// A message of the stream that the slot has yet to account for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +40,10 @@ pub enum Admit {
     Skip,
     /// Stored at this sequence.
     Stored(u64),
+    /// A dead letter.
+    Lettered,
+    /// Neither, though the stream holds later ones: a dead letter once [`Resume::is_done`].
+    Unaccounted,
     /// To be published.
     New,
 }
@@ -65,6 +77,8 @@ pub struct Resume {
     skip: Option<Place>,
     proof: Option<Identity>,
     tail: VecDeque<Expected>,
+    letters: BTreeSet<Place>,
+    unaccounted: usize,
     /// Every stored event was flushed before the session began.
     wal_end: Lsn,
 }
@@ -77,8 +91,15 @@ impl Resume {
             skip: last.as_ref().map(|last| last.position.place),
             proof: last.filter(|last| confirmed <= last.position.place.commit_lsn),
             tail: VecDeque::new(),
+            letters: BTreeSet::new(),
+            unaccounted: 0,
             wal_end,
         }
+    }
+
+    /// Adds the dead letters.
+    pub fn pass_over(&mut self, letters: BTreeSet<Place>) {
+        self.letters = letters;
     }
 
     /// Adds the messages behind the checkpoint's.
@@ -119,7 +140,7 @@ impl Resume {
         if let Some(proof) = &self.proof {
             let place = proof.position.place;
             if seen.place == place && !seen.is(proof) || seen.place > place {
-                return Err(self.other(proof, seen));
+                return Err(Self::other(proof, seen));
             }
             if seen.place == place {
                 self.proof = None;
@@ -128,9 +149,16 @@ impl Resume {
         if self.skip.is_some_and(|skip| seen.place <= skip) {
             return Ok(Admit::Skip);
         }
+        if self.letters.contains(&seen.place) {
+            return Ok(Admit::Lettered);
+        }
         let Some(Expected { seq, event }) = self.tail.front() else { return Ok(Admit::New) };
         if let Some(event) = event.as_ref().filter(|event| !seen.is(event)) {
-            return Err(self.other(event, seen));
+            if seen.place >= event.position.place || self.unaccounted == UNACCOUNTED_MAX {
+                return Err(Self::other(event, seen));
+            }
+            self.unaccounted += 1;
+            return Ok(Admit::Unaccounted);
         }
         let seq = *seq;
         self.tail.pop_front();
@@ -178,7 +206,7 @@ impl Resume {
         ))
     }
 
-    fn other(&self, event: &Identity, seen: Seen<'_>) -> Failure {
+    fn other(event: &Identity, seen: Seen<'_>) -> Failure {
         differs(format!(
             "the slot sends event `{}` of {} at {:016X}/{} where the stream holds `{}` of {} at {}",
             seen.event_id.unwrap_or("null"),
@@ -283,7 +311,43 @@ mod tests {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
         resume.expect(tail(&[event(20, 0), event(30, 0)], 6)).unwrap();
         assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
-        assert_eq!(code(resume.event(seen(&event(25, 0)))), Code::HistoryDiffers);
+        let mut other = event(30, 0);
+        other.event_id = "x".into();
+        assert_eq!(code(resume.event(seen(&other))), Code::HistoryDiffers);
+        assert_eq!(code(resume.event(seen(&event(35, 0)))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn an_event_before_the_tails_next_message_is_unaccounted() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        resume.expect(tail(&[event(20, 0), event(30, 0)], 6)).unwrap();
+        assert_eq!(resume.event(seen(&event(15, 0))).unwrap(), Admit::Unaccounted);
+        assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
+        assert_eq!(resume.event(seen(&event(25, 0))).unwrap(), Admit::Unaccounted);
+        assert_eq!(resume.event(seen(&event(30, 0))).unwrap(), Admit::Stored(7));
+        assert!(resume.is_done());
+        assert_eq!(resume.event(seen(&event(35, 0))).unwrap(), Admit::New);
+    }
+
+    #[test]
+    fn more_unaccounted_events_than_letters_get_lost_are_another_history() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        resume.expect(tail(&[event(20, 0)], 6)).unwrap();
+        let early = (0..).map(|index| event(15, index)).take(UNACCOUNTED_MAX);
+        assert!(early.into_iter().all(|event| resume.event(seen(&event)).unwrap() == Admit::Unaccounted));
+        assert_eq!(code(resume.event(seen(&event(16, 0)))), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn letters_are_passed_over_in_the_tail_and_behind_it() {
+        let mut resume = Resume::new(Some(event(10, 0)), Lsn(11), Lsn(100));
+        resume.pass_over([event(15, 0), event(25, 0)].map(|event| event.position.place).into());
+        resume
+            .expect(vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }])
+            .unwrap();
+        let admitted = [15, 20, 25, 30, 40].map(|lsn| resume.event(seen(&event(lsn, 0))).unwrap());
+        let expected = [Admit::Lettered, Admit::Stored(6), Admit::Lettered, Admit::Stored(7), Admit::New];
+        assert_eq!(admitted, expected);
     }
 
     #[test]
@@ -314,11 +378,14 @@ mod tests {
     }
 
     proptest! {
-        /// However the log was cut into checkpoint, tail and rest: each event is skipped, accounted
-        /// for or new exactly where the cut lies.
+        /// However the log was cut into checkpoint, tail and rest, and whatever in it was lettered:
+        /// each event is skipped, accounted for or new exactly where the cut lies.
         #[test]
-        fn every_event_is_admitted_once(sizes in proptest::collection::vec(1u64..4, 1..20), a in 0usize..60, b in 0usize..60, confirmed in 0usize..60) {
-            let log: Vec<_> = (1u64..).zip(&sizes).flat_map(|(tx, size)| (0..*size).map(move |index| event(tx * 10, index))).collect();
+        fn every_event_is_admitted_once(sizes in proptest::collection::vec(1u64..4, 1..20), lettered in proptest::collection::vec(0usize..60, 0..6), a in 0usize..60, b in 0usize..60, confirmed in 0usize..60) {
+            let all: Vec<_> = (1u64..).zip(&sizes).flat_map(|(tx, size)| (0..*size).map(move |index| event(tx * 10, index))).collect();
+            let letters: BTreeSet<_> = lettered.iter().filter_map(|at| Some(all.get(*at)?.position.place)).collect();
+            let log: Vec<_> = all.iter().filter(|event| !letters.contains(&event.position.place)).cloned().collect();
+            if log.is_empty() { return Ok(()); }
             let known = a % (log.len() + 1);
             let stored = known + b % (log.len() - known + 1);
             // The slot sends whole transactions from some point not beyond the checkpoint's event.
@@ -328,8 +395,14 @@ mod tests {
             let last = known.checked_sub(1).map(|last| log[last].clone());
             let mut resume = Resume::new(last, Lsn(log[first].position.place.commit_lsn.0 - 1), Lsn(10_000));
             resume.expect(tail(&log[known..stored], known as u64 + 1)).unwrap();
-            for (at, event) in log.iter().enumerate().skip(first) {
+            resume.pass_over(letters.clone());
+            let skip = known.checked_sub(1).map(|last| log[last].position.place);
+            let from = log[first].position.place.commit_lsn;
+            for event in all.iter().filter(|event| event.position.place.commit_lsn >= from) {
+                let at = log.partition_point(|known| known.position.place < event.position.place);
                 let expected = match at {
+                    _ if skip.is_some_and(|skip| event.position.place <= skip) => Admit::Skip,
+                    _ if letters.contains(&event.position.place) => Admit::Lettered,
                     _ if at < known => Admit::Skip,
                     _ if at < stored => Admit::Stored(at as u64 + 1),
                     _ => Admit::New,

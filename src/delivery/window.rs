@@ -15,6 +15,8 @@
 //!
 //! Events leave at the front, in order, once stored; a boundary leaves when every event before it
 //! has left. An event is kept until then, so a resend needs nothing from Postgres.
+//!
+//! A dead letter takes no sequence. It leaves when it is at the front and nothing is in flight.
 
 use crate::postgres::lsn::Lsn;
 use std::collections::VecDeque;
@@ -105,6 +107,19 @@ impl<T> Window<T> {
             Some((events, last)) if *events == behind => *last = lsn.max(*last),
             _ => self.boundaries.push_back((behind, lsn)),
         }
+    }
+
+    /// Takes the front event out of the chain: it is a dead letter. None while anything is in flight.
+    pub fn letter(&mut self) -> Option<T> {
+        let entry = self.entries.pop_front_if(|_| self.in_flight == 0)?;
+        self.left += 1;
+        self.bytes -= entry.bytes;
+        Some(entry.item)
+    }
+
+    /// The first event that is not in flight, to be changed.
+    pub fn waiting_mut(&mut self) -> Option<&mut T> {
+        self.entries.get_mut(self.in_flight).map(|entry| &mut entry.item)
     }
 
     /// The first event that is not in flight.
@@ -312,16 +327,42 @@ mod tests {
         assert_eq!(window.restart(13, &[(11, 1), (12, 2), (13, 3)], |item, stored| item == stored), Err(13));
     }
 
+    #[test]
+    fn a_letter_takes_no_sequence() {
+        let mut window = window(10, &[1, 2]);
+        assert_eq!((window.letter(), window.len(), window.bytes()), (Some(1), 1, 10));
+        window.send();
+        window.ack(11).unwrap();
+        assert_eq!(settled(&mut window), [Settled::Event(11, 2)]);
+    }
+
+    #[test]
+    fn a_boundary_behind_a_letter_waits_for_it() {
+        let mut window = window(10, &[1]);
+        window.boundary(Lsn(5));
+        assert_eq!(settled(&mut window), []);
+        assert_eq!(window.letter(), Some(1));
+        assert_eq!(settled(&mut window), [Settled::Boundary(Lsn(5))]);
+    }
+
+    #[test]
+    fn nothing_is_lettered_while_anything_is_in_flight() {
+        let mut window = window(10, &[1, 2]);
+        window.send();
+        assert_eq!((window.letter(), window.len()), (None, 2));
+    }
+
     proptest! {
-        /// Whatever is sent, answered and restarted: events settle once, in order, at rising
-        /// sequences, and no boundary before an event that was taken before it.
+        /// Whatever is sent, answered, lettered and restarted: events settle once, in order, stored
+        /// ones at sequences without a gap, and no boundary before an event that was taken before it.
         #[test]
-        fn events_settle_once_and_in_order(steps in proptest::collection::vec((0u8..6, any::<u64>()), 1..200)) {
+        fn events_settle_once_and_in_order(steps in proptest::collection::vec((0u8..7, any::<u64>()), 1..200)) {
             let mut window = Window::new(ROOM, 100);
-            let (mut taken, mut out, mut last_seq, mut stream) = (0u64, 0u64, 100u64, 100u64);
+            let (mut taken, mut out, mut last_seq) = (0u64, 0u64, 100u64);
+            let mut chain = VecDeque::new();
             for (step, at) in steps {
                 match step {
-                    0 if window.has_room() => { window.push(taken, 10); taken += 1; }
+                    0 if window.has_room() => { window.push(taken, 10); chain.push_back(taken); taken += 1; }
                     1 => window.boundary(Lsn(taken)),
                     2 if window.waiting().is_some() => window.send(),
                     3 if window.in_flight() > 0 => {
@@ -332,27 +373,29 @@ mod tests {
                     4 => {
                         // The stream stored some prefix of what is in flight behind the last settled.
                         let kept = at % (window.in_flight() as u64 + 1);
-                        stream = last_seq + kept;
-                        let stored: Vec<_> = (0..kept).map(|k| (last_seq + 1 + k, out + k)).collect();
-                        window.restart(stream, &stored, |item, stored| item == stored).unwrap();
-                        prop_assert_eq!(window.last_sent(), stream);
+                        let stored: Vec<_> = (last_seq + 1..).zip(chain.iter().copied()).take(usize::try_from(kept).unwrap()).collect();
+                        window.restart(last_seq + kept, &stored, |item, stored| item == stored).unwrap();
+                        prop_assert_eq!(window.last_sent(), last_seq + kept);
                     }
+                    5 => if let Some(item) = window.letter() {
+                        prop_assert_eq!((Some(item), item), (chain.pop_front(), out));
+                        out += 1;
+                    },
                     _ => {}
                 }
                 while let Some(settled) = window.settle() {
                     match settled {
                         Settled::Event(seq, item) => {
-                            prop_assert_eq!(item, out);
-                            prop_assert_eq!(seq, last_seq + 1);
+                            prop_assert_eq!((item, seq), (out, last_seq + 1));
+                            prop_assert_eq!(chain.pop_front(), Some(item));
                             (out, last_seq) = (out + 1, seq);
                         }
                         Settled::Boundary(lsn) => prop_assert!(lsn.0 <= out),
                     }
                 }
-                prop_assert_eq!(window.len() as u64, taken - out);
-                prop_assert_eq!(window.bytes() as u64, 10 * (taken - out));
+                prop_assert_eq!(window.len(), chain.len());
+                prop_assert_eq!(window.bytes(), 10 * chain.len());
             }
-            let _ = stream;
         }
     }
 }

@@ -68,6 +68,8 @@ catalogue! {
         "`postrider demo` starts a Postgres and a nats-server of its own and found no program to start. `make demo` installs what is missing into the checkout; programs on PATH and in /usr/lib/postgresql/*/bin are used.";
     DemoFailed = "PR0003", Unexpected, Halt, "demo: the proof does not hold",
         "Some committed event was not consumed exactly once, in order, or a rolled-back one was. That is a bug: please report it with the output of `postrider demo --json`.";
+    Stalled = "PR0004", Unexpected, Retry, "nothing is under way though events wait",
+        "The loop found events to publish and nothing that it waits for. That is a bug: the session is ended and the next begins anew, which loses and doubles nothing. Please report it with the log.";
 
     UnknownKey = "PR0101", Usage, Halt, "a configuration key that does not exist",
         "A key of the file or a POSTRIDER_* variable is not one that this version knows. The message names the nearest one. `postrider config` prints all keys with their values and where each came from.";
@@ -83,6 +85,8 @@ catalogue! {
         "http.listen names an address other than loopback, but neither http.token nor http.allow_anonymous is set.";
     SubjectsUnclear = "PR0107", Usage, Halt, "the stream's subjects cannot be derived",
         "`init` creates the stream with the literal beginning of outbox.subject, like `outbox.>`. A template that begins with a placeholder has none: create the stream yourself with the subjects that it shall bind.";
+    LetterMissing = "PR0108", Usage, Halt, "there is no such dead letter",
+        "The number is none of an open dead letter of this slot. `postrider dlq list --all` also shows those that were replayed, dropped, or found stored.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";
@@ -121,6 +125,8 @@ catalogue! {
 
     WalsenderSilent = "PR0218", Postgres, Retry, "the walsender is silent",
         "Nothing came from the replication connection for long, though it was asked for a sign of life. It may be decoding a giant transaction of other tables: the relay waits twice as long the next time, up to an hour.";
+    ReplayRefused = "PR0219", Postgres, Halt, "a dead letter cannot be replayed",
+        "Replaying deletes the outbox row and inserts it again, in one transaction. It is refused where rows of other tables refer to it, where its id is null or not unique, and where the row was too large to be kept as jsonb. Nothing was changed.";
 
     NatsUnreachable = "PR0301", Nats, Retry, "NATS cannot be reached",
         "No server of nats.url accepts a connection. The relay lets go of Postgres meanwhile, waits and tries again; with start_timeout it gives up after that time.";
@@ -200,6 +206,10 @@ catalogue! {
         "The event type column is null, and the subject is made from it. Give the column a NOT NULL constraint.";
     EventRefused = "PR0509", Poison, Poison, "an event that JetStream refuses",
         "The server refuses this one message for a reason of its own, which is in the message.";
+    Unaccounted = "PR0510", Poison, Poison, "an event that neither the stream nor a letter has",
+        "The slot sends an event that the stream does not hold although it holds later ones. Most likely its dead letter was lost with a former primary. It is not published late, behind events that it precedes.";
+    DeadLettersMax = "PR0511", Poison, Poison, "too many dead letters in a row",
+        "More than delivery.dead_letters_max events could not be published, without one in between that could: that is a fault of the configuration or of the writer, not of single events. Everything before is published or a letter. `postrider dlq list` shows the letters; mend the cause, start again, and `postrider dlq replay --all` sends them.";
 }
 
 impl fmt::Display for Code {

@@ -4,6 +4,7 @@
 //! its write buffer. Neither can reorder the stream: every publish carries the sequence it expects.
 
 pub mod connect;
+pub mod object_store;
 pub mod publish;
 pub mod stream;
 

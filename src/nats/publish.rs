@@ -8,7 +8,7 @@ use super::ApiError;
 use super::connect::Nats;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
-use crate::outbox::{Event, Poison, subject};
+use crate::outbox::{Event, Poison, Reason, subject};
 use crate::postgres::text::Text;
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, Subscriber};
 use bytes::Bytes;
@@ -124,37 +124,25 @@ impl Limits {
     /// It would refuse it, or drop the connection.
     pub fn check(&self, event: &Event) -> Result<(), Poison> {
         if !self.filters.iter().any(|filter| subject::matches(filter, &event.subject)) {
-            return Err(Poison {
-                code: Code::SubjectUnbound,
-                reason: "subject_unbound",
-                message: format!(
-                    "event {:?}: no subject of the stream matches `{}`",
-                    event.id, event.subject
-                ),
-            });
+            return Err(Poison::new(
+                Reason::SubjectUnbound,
+                format!("event {:?}: no subject of the stream matches `{}`", event.id, event.subject),
+            ));
         }
         let line = |(name, value): &(HeaderName, Text)| AsRef::<str>::as_ref(name).len() + value.len() + 4;
         let headers = OWN_HEADERS + event.headers.iter().map(line).sum::<usize>();
         if headers > HEADERS_MAX {
-            return Err(Poison {
-                code: Code::HeaderTooLarge,
-                reason: "header_too_large",
-                message: format!(
-                    "event {:?}: {headers} bytes of headers, JetStream takes {HEADERS_MAX}",
-                    event.id
-                ),
-            });
+            return Err(Poison::new(
+                Reason::HeaderTooLarge,
+                format!("event {:?}: {headers} bytes of headers, JetStream takes {HEADERS_MAX}", event.id),
+            ));
         }
         let size = headers + event.payload.len();
         if size > self.message {
-            return Err(Poison {
-                code: Code::Oversize,
-                reason: "oversize",
-                message: format!(
-                    "event {:?}: {size} bytes exceed {} of {}",
-                    event.id, self.name, self.message
-                ),
-            });
+            return Err(Poison::new(
+                Reason::Oversize,
+                format!("event {:?}: {size} bytes exceed {} of {}", event.id, self.name, self.message),
+            ));
         }
         Ok(())
     }
@@ -177,6 +165,10 @@ pub struct Publisher {
     inbox: String,
     epoch: u64,
     reply: String,
+    /// Of this epoch: sent, and answered.
+    awaited: u64,
+    /// Of earlier ones.
+    unanswered: u64,
 }
 
 impl Publisher {
@@ -194,6 +186,8 @@ impl Publisher {
             inbox,
             epoch: 0,
             reply: String::new(),
+            awaited: 0,
+            unanswered: 0,
         })
     }
 
@@ -206,8 +200,21 @@ impl Publisher {
     /// Begins anew: answers to what was sent before are dropped from now on.
     pub fn next_epoch(&mut self) {
         self.epoch += 1;
+        self.unanswered += std::mem::take(&mut self.awaited);
         self.reply.clear();
         let _ = write!(self.reply, "{}.{}.", self.inbox, self.epoch);
+    }
+
+    /// Answers of this epoch that are due.
+    #[must_use]
+    pub fn awaited(&self) -> u64 {
+        self.awaited
+    }
+
+    /// Publishes of earlier epochs that were never answered: they may still be on their way.
+    #[must_use]
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered
     }
 
     /// Sends `event`, which must become message `seq`.
@@ -215,7 +222,7 @@ impl Publisher {
     /// # Errors
     /// The client has ended.
     pub async fn send(
-        &self,
+        &mut self,
         seq: u64,
         event: &Event,
         place: Place,
@@ -245,7 +252,9 @@ impl Publisher {
             .client
             .publish_with_reply_and_headers(subject, reply, headers, event.payload.clone())
             .await
-            .map_err(|error| gone(&error))
+            .map_err(|error| gone(&error))?;
+        self.awaited += 1;
+        Ok(())
     }
 
     /// The next answer: the sequence that its message must get, and what JetStream says.
@@ -271,8 +280,13 @@ impl Publisher {
         }
     }
 
-    fn read(&self, message: &async_nats::Message) -> Option<(u64, Answer)> {
-        let seq = message.subject.as_str().strip_prefix(&self.reply)?.parse().ok()?;
+    fn read(&mut self, message: &async_nats::Message) -> Option<(u64, Answer)> {
+        let Some(seq) = message.subject.as_str().strip_prefix(&self.reply) else {
+            self.unanswered = self.unanswered.saturating_sub(1);
+            return None;
+        };
+        let seq = seq.parse().ok()?;
+        self.awaited = self.awaited.saturating_sub(1);
         let answer = match message.status {
             Some(async_nats::StatusCode::NO_RESPONDERS) => Answer::NoResponders,
             _ => parse(&message.payload),

@@ -132,6 +132,16 @@ impl Stream {
         &self.name
     }
 
+    /// To ask for what is beside the stream.
+    pub(super) fn context(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(self.nats.client.clone())
+    }
+
+    /// Another stream, over the same connection.
+    pub(super) async fn sibling(&self, name: &str) -> Result<Stream, Failure> {
+        Stream::named(&self.nats, name).await
+    }
+
     /// Asks the leader.
     ///
     /// # Errors

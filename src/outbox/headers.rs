@@ -11,7 +11,7 @@
 //! line: `Postrider-Key: Nats-Expected-Last-Sequence` would switch off the check that makes a
 //! publish safe.
 
-use super::{Poison, excerpt};
+use super::poison::{Poison, Reason, excerpt};
 use crate::postgres::text::Text;
 use async_nats::HeaderName;
 use bytes::Bytes;
@@ -70,7 +70,10 @@ pub(super) fn entries(column: &str, cell: &Bytes) -> Result<Entries, Poison> {
     // serde_json's own text would quote the value.
     let not_an_object = |error: serde_json::Error| {
         let (line, at) = (error.line(), error.column());
-        Poison::bad_header(format!("column `{column}` holds no JSON object (line {line}, column {at})"))
+        Poison::new(
+            Reason::BadHeader,
+            format!("column `{column}` holds no JSON object (line {line}, column {at})"),
+        )
     };
     // A map keeps the last of equal names, as jsonb does, and gives a fixed order.
     let object: Option<BTreeMap<String, &RawValue>> = serde_json::from_slice(cell).map_err(not_an_object)?;
@@ -79,7 +82,7 @@ pub(super) fn entries(column: &str, cell: &Bytes) -> Result<Entries, Poison> {
     for (name, raw) in object.unwrap_or_default() {
         let source = Source::Entry(column, &name);
         if is_reserved(&name) {
-            return Err(Poison::reserved_header(format!("{source} has a reserved name")));
+            return Err(Poison::new(Reason::ReservedHeader, format!("{source} has a reserved name")));
         }
         let Some(value) = entry_value(source, cell, raw)? else { continue };
         if name.eq_ignore_ascii_case("Content-Type") {
@@ -103,7 +106,10 @@ fn entry_name(source: Source<'_>, name: &str) -> Result<HeaderName, Poison> {
     // async-nats would send an empty name; readers would break on a line that begins with a colon.
     match HeaderName::try_from(name) {
         Ok(header) if !name.is_empty() => Ok(header),
-        _ => Err(Poison::bad_header(format!("{source}: a name is visible ASCII without a colon, not empty"))),
+        _ => Err(Poison::new(
+            Reason::BadHeader,
+            format!("{source}: a name is visible ASCII without a colon, not empty"),
+        )),
     }
 }
 
@@ -113,11 +119,16 @@ fn entry_value(source: Source<'_>, cell: &Bytes, raw: &RawValue) -> Result<Optio
     let text = match raw.as_bytes().first() {
         Some(b'n') => return Ok(None),
         Some(b'{' | b'[') => {
-            return Err(Poison::bad_header(format!("{source} is neither a string, a number nor a boolean")));
+            return Err(Poison::new(
+                Reason::BadHeader,
+                format!("{source} is neither a string, a number nor a boolean"),
+            ));
         }
         Some(b'"') if raw.contains('\\') => match serde_json::from_str::<String>(raw) {
             Ok(text) => Bytes::from(text),
-            Err(_) => return Err(Poison::bad_header(format!("{source} is no valid JSON string"))),
+            Err(_) => {
+                return Err(Poison::new(Reason::BadHeader, format!("{source} is no valid JSON string")));
+            }
         },
         // `raw` was borrowed from the cell, so it can go on as a slice of it.
         _ => cell.slice_ref(raw.trim_matches('"').as_bytes()),
@@ -127,13 +138,19 @@ fn entry_value(source: Source<'_>, cell: &Bytes, raw: &RawValue) -> Result<Optio
 
 fn checked(source: Source<'_>, value: Bytes) -> Result<Text, Poison> {
     let Ok(text) = Text::new(value) else {
-        return Err(Poison::bad_header(format!("{source} is not UTF-8")));
+        return Err(Poison::new(Reason::BadHeader, format!("{source} is not UTF-8")));
     };
     if holds_control(&text) {
-        return Err(Poison::bad_header(format!("{source} holds a line break or another control character")));
+        return Err(Poison::new(
+            Reason::BadHeader,
+            format!("{source} holds a line break or another control character"),
+        ));
     }
     if steers_jetstream(&text) {
-        return Err(Poison::reserved_header(format!("{source} holds the name of a header of NATS's own")));
+        return Err(Poison::new(
+            Reason::ReservedHeader,
+            format!("{source} holds the name of a header of NATS's own"),
+        ));
     }
     Ok(text)
 }
@@ -171,7 +188,7 @@ mod tests {
     }
 
     fn reason(json: &str) -> &'static str {
-        entries("headers", &Bytes::from(json.to_owned())).unwrap_err().reason
+        entries("headers", &Bytes::from(json.to_owned())).unwrap_err().reason.as_str()
     }
 
     #[test]
@@ -269,7 +286,10 @@ mod tests {
         ] {
             assert_eq!(reason(json), "reserved_header", "{json}");
         }
-        assert_eq!(value("key", &Bytes::from_static(b"Nats-Msg-Id")).unwrap_err().reason, "reserved_header");
+        assert_eq!(
+            value("key", &Bytes::from_static(b"Nats-Msg-Id")).unwrap_err().reason.as_str(),
+            "reserved_header"
+        );
     }
 
     #[test]

@@ -20,17 +20,20 @@
 //! what is sent again after a reconnect is what was sent before.
 
 pub(crate) mod headers;
+mod letter;
 mod overlap;
+mod poison;
 mod preset;
 pub mod subject;
 mod table;
 mod template;
 
+pub use letter::{Parts, row_json};
+pub use poison::{Poison, Reason};
 pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};
 pub use table::Table;
 pub use template::Template;
 
-use crate::error::Code;
 use crate::postgres::text::Text;
 use async_nats::HeaderName;
 use bytes::Bytes;
@@ -66,60 +69,4 @@ pub struct Event {
     pub headers: Vec<(HeaderName, Text)>,
     /// The body; empty for a NULL payload.
     pub payload: Bytes,
-}
-
-/// Why a row cannot be published.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {message}")]
-pub struct Poison {
-    /// Its place in the catalogue.
-    pub code: Code,
-    /// One of the contract's closed list, like `bad_subject`.
-    pub reason: &'static str,
-    /// What is wrong with which column, without a full stop.
-    pub message: String,
-}
-
-impl Poison {
-    fn bad_subject(message: String) -> Poison {
-        Poison { code: Code::BadSubject, reason: "bad_subject", message }
-    }
-
-    fn bad_header(message: String) -> Poison {
-        Poison { code: Code::BadHeader, reason: "bad_header", message }
-    }
-
-    fn reserved_header(message: String) -> Poison {
-        Poison { code: Code::ReservedHeader, reason: "reserved_header", message }
-    }
-
-    fn null_id(column: &str) -> Poison {
-        Poison { code: Code::NullId, reason: "null_id", message: format!("the id column `{column}` is null") }
-    }
-
-    fn null_type(column: &str) -> Poison {
-        let message = format!("the event type column `{column}` is null");
-        Poison { code: Code::NullType, reason: "null_type", message }
-    }
-
-    // The replication connection pins bytea_output = hex, so this is not the row's fault.
-    fn not_hex(column: &str) -> Poison {
-        let message = format!("the bytea column `{column}` is not printed as hex");
-        Poison { code: Code::Unexpected, reason: "refused", message }
-    }
-
-    /// The same, naming the event for the person who looks for its row.
-    fn of(mut self, id: &str) -> Poison {
-        self.message = format!("event {}: {}", excerpt(id), self.message);
-        self
-    }
-}
-
-/// Enough of a value to recognise it in a log.
-fn excerpt(value: &str) -> String {
-    const CHARS_MAX: usize = 60;
-    match value.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{:?}…", value.get(..end).unwrap_or_default()),
-        None => format!("{value:?}"),
-    }
 }

@@ -167,6 +167,12 @@ impl Mapping {
 }
 
 impl Resolved {
+    /// The column of event ids.
+    #[must_use]
+    pub fn id_column(&self) -> &str {
+        self.columns.id.as_deref().unwrap_or_default()
+    }
+
     /// The preset that was chosen.
     #[must_use]
     pub fn preset(&self) -> Preset {

@@ -84,6 +84,28 @@ impl Table {
         self.id.index
     }
 
+    pub(super) fn type_index(&self) -> Option<usize> {
+        self.event_type.as_ref().map(|column| column.index)
+    }
+
+    pub(super) fn key_index(&self) -> Option<usize> {
+        self.key.as_ref().map(|column| column.index)
+    }
+
+    pub(super) fn headers_index(&self) -> Option<usize> {
+        self.headers.as_ref().map(|column| column.index)
+    }
+
+    /// The subject, where the template gives one.
+    pub(super) fn subject_of<'r>(&self, cell: &impl Fn(usize) -> Option<&'r Bytes>) -> Option<Text> {
+        self.subject.subject(cell).ok()
+    }
+
+    /// The body; its text where that is not what its type prints.
+    pub(super) fn payload_or_text<'r>(&self, cell: &impl Fn(usize) -> Option<&'r Bytes>) -> Option<Bytes> {
+        self.payload(cell).unwrap_or_else(|_| cell(self.payload.index).cloned())
+    }
+
     /// The event of a row. `cell` gives the text of the column at an index, None for NULL; the
     /// caller has checked that the row has as many columns as the relation.
     ///

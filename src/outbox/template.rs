@@ -11,7 +11,8 @@
 //! be wrong with a value when a row comes, so that a subject is valid by construction.
 
 use super::overlap::{self, Piece};
-use super::{Poison, excerpt, subject};
+use super::poison::{Poison, Reason, excerpt};
+use super::subject;
 use crate::error::{Code, Failure};
 use crate::postgres::text::Text;
 use bytes::Bytes;
@@ -144,14 +145,16 @@ impl BoundTemplate {
                 Part::Text(text) => subject.push_str(text),
                 Part::Column { index, name, form } => {
                     let Some(value) = cell(*index) else {
-                        return Err(Poison::bad_subject(format!("column `{name}` is null")));
+                        return Err(Poison::new(Reason::BadSubject, format!("column `{name}` is null")));
                     };
                     push(&mut subject, name, *form, value)?;
                 }
             }
         }
         match subject::whole_fault(&subject) {
-            Some(fault) => Err(Poison::bad_subject(format!("the subject {} {fault}", excerpt(&subject)))),
+            Some(fault) => {
+                Err(Poison::new(Reason::BadSubject, format!("the subject {} {fault}", excerpt(&subject))))
+            }
             None => Ok(Text::from(subject)),
         }
     }
@@ -167,10 +170,13 @@ fn push(subject: &mut String, column: &str, form: Form, value: &[u8]) -> Result<
         Form::Tokens => subject::tokens_fault,
     };
     let Ok(value) = std::str::from_utf8(value) else {
-        return Err(Poison::bad_subject(format!("column `{column}` is not UTF-8")));
+        return Err(Poison::new(Reason::BadSubject, format!("column `{column}` is not UTF-8")));
     };
     if let Some(fault) = check(value) {
-        return Err(Poison::bad_subject(format!("column `{column}` {fault}: {}", excerpt(value))));
+        return Err(Poison::new(
+            Reason::BadSubject,
+            format!("column `{column}` {fault}: {}", excerpt(value)),
+        ));
     }
     subject.push_str(value);
     Ok(())
@@ -372,7 +378,7 @@ mod tests {
     #[test]
     fn tokens_let_dots_through() {
         assert_eq!(render_one("outbox.{c:tokens}.x", "a.b").unwrap(), "outbox.a.b.x");
-        assert_eq!(render_one("outbox.{c:tokens}", "a..b").unwrap_err().reason, "bad_subject");
+        assert_eq!(render_one("outbox.{c:tokens}", "a..b").unwrap_err().reason.as_str(), "bad_subject");
     }
 
     #[test]
@@ -403,7 +409,7 @@ mod tests {
     fn a_value_that_is_no_token_is_poison_and_named() {
         for value in ["", "a b", "a.b", "*", ">", "a\n"] {
             let poison = render_one("outbox.{c}", value).unwrap_err();
-            assert_eq!((poison.code, poison.reason), (Code::BadSubject, "bad_subject"));
+            assert_eq!(poison.reason.as_str(), "bad_subject");
             assert!(poison.message.contains("`c`"), "{}", poison.message);
         }
     }
@@ -412,7 +418,7 @@ mod tests {
     fn a_null_is_poison_and_named() {
         for template in ["o.{c}", "o.{c:tokens}", "o.{c:bucket(2)}"] {
             let poison = render(template, &[("c", None)]).unwrap_err();
-            assert_eq!(poison.reason, "bad_subject");
+            assert_eq!(poison.reason.as_str(), "bad_subject");
             assert!(poison.message.contains("`c` is null"), "{}", poison.message);
         }
     }
@@ -420,8 +426,8 @@ mod tests {
     #[test]
     fn a_subject_that_is_too_long_or_the_systems_is_poison() {
         assert_eq!(render_one("o.{c}", &"a".repeat(1022)).unwrap().len(), 1024);
-        assert_eq!(render_one("o.{c}", &"a".repeat(1023)).unwrap_err().reason, "bad_subject");
-        assert_eq!(render_one("{c}.x", "$SYS").unwrap_err().reason, "bad_subject");
+        assert_eq!(render_one("o.{c}", &"a".repeat(1023)).unwrap_err().reason.as_str(), "bad_subject");
+        assert_eq!(render_one("{c}.x", "$SYS").unwrap_err().reason.as_str(), "bad_subject");
     }
 
     #[test]

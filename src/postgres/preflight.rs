@@ -110,6 +110,27 @@ pub async fn table(sql: &Sql, schema: &str, name: &str) -> Result<Option<Table>,
     }))
 }
 
+/// Which of `privileges` the role lacks on `table`, which is written as SQL writes it; None when it
+/// does not exist.
+///
+/// # Errors
+/// The connection breaks, or the role may not use the table's schema.
+pub async fn missing_privileges(
+    sql: &Sql,
+    table: &str,
+    privileges: &[&'static str],
+) -> Result<Option<Vec<String>>, Error> {
+    let row = sql
+        .client
+        .query_one(
+            "SELECT to_regclass($1) IS NOT NULL, ARRAY(SELECT p FROM unnest($2::text[]) p \
+             WHERE NOT has_table_privilege(to_regclass($1)::oid, p))",
+            &[&table, &privileges],
+        )
+        .await?;
+    Ok(row.get::<_, bool>(0).then(|| row.get(1)))
+}
+
 /// A publication, and how it has one table.
 #[derive(Debug, Clone)]
 pub struct Publication {
@@ -249,6 +270,23 @@ pub async fn slot_is_active(sql: &Sql, name: &str) -> Result<bool, Error> {
         .query_opt("SELECT active FROM pg_replication_slots WHERE slot_name = $1", &[&name])
         .await?;
     Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// What the slot's walsender waits for (manual, "pg_stat_activity"); none while it works, and where
+/// the role may not see it.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn walsender_waits_for(sql: &Sql, slot: &str) -> Result<Option<String>, Error> {
+    let row = sql
+        .client
+        .query_opt(
+            "SELECT a.wait_event_type || ':' || a.wait_event FROM pg_replication_slots s \
+             JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+            &[&slot],
+        )
+        .await?;
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 /// The end of the WAL that is being written.

@@ -4,11 +4,12 @@ use super::preflight::kind;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
 use crate::nats::publish::TransactionHeaders;
-use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table};
+use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table, row_json};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::pgoutput::{Column, Insert, Message, Relation, Tuple};
 use crate::postgres::text::Text;
 use crate::postgres::timestamp::Timestamp;
+use crate::state::dead_letter::Letter;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,35 @@ pub(super) struct Taken {
     /// None when the id column is null or no text.
     pub(super) id: Option<Text>,
     pub(super) transaction: Arc<TransactionHeaders>,
+    shape: Arc<Shape>,
     tuple: Tuple,
+}
+
+impl Taken {
+    /// What is to be published for it.
+    pub(super) fn event(&self) -> Result<Event, Poison> {
+        self.shape.table.event(|index| cell(&self.tuple, index))
+    }
+
+    /// What is kept of it when it cannot be published.
+    pub(super) fn letter(&self, poison: Poison) -> Letter {
+        let columns = self.shape.columns.iter().enumerate();
+        Letter {
+            place: self.place,
+            reason: poison.reason,
+            error: poison.message,
+            parts: self.shape.table.parts(|index| cell(&self.tuple, index)),
+            row: row_json(columns.map(|(at, (name, oid))| (name.as_str(), *oid, cell(&self.tuple, at)))),
+        }
+    }
+}
+
+/// The outbox as its last Relation message has it.
+#[derive(Debug)]
+struct Shape {
+    /// Names and types.
+    columns: Vec<(String, u32)>,
+    table: Table,
 }
 
 /// What a message of the slot amounts to.
@@ -53,8 +82,7 @@ pub(super) struct Intake {
     origin: String,
     outbox_oid: u32,
     resolved: Resolved,
-    columns: usize,
-    table: Option<Table>,
+    shape: Option<Arc<Shape>>,
     /// Types that are not built in; a domain is of its base type's kind.
     kinds: HashMap<u32, Kind>,
     transaction: Option<Transaction>,
@@ -63,7 +91,7 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(origin: String, outbox_oid: u32, resolved: Resolved) -> Intake {
         let kinds = HashMap::new();
-        Intake { origin, outbox_oid, resolved, columns: 0, table: None, kinds, transaction: None }
+        Intake { origin, outbox_oid, resolved, shape: None, kinds, transaction: None }
     }
 
     /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
@@ -122,8 +150,10 @@ impl Intake {
                 kind: self.kinds.get(&column.type_oid).copied().unwrap_or_else(|| kind(column.type_oid)),
             })
             .collect();
-        self.columns = columns.len();
-        self.table = Some(self.resolved.bind(&columns)?);
+        let table = self.resolved.bind(&columns)?;
+        let columns =
+            relation.columns.iter().map(|column| (column.name.to_string(), column.type_oid)).collect();
+        self.shape = Some(Arc::new(Shape { columns, table }));
         Ok(())
     }
 
@@ -131,8 +161,8 @@ impl Intake {
         let odd = |what: &str| Failure::new(Code::Unexpected, format!("pgoutput: {what}"), "report it");
         let transaction =
             self.transaction.as_mut().ok_or_else(|| odd("an Insert outside of a transaction"))?;
-        let table = self.table.as_ref().ok_or_else(|| odd("an Insert before its Relation"))?;
-        if insert.tuple.len() != self.columns {
+        let shape = self.shape.as_ref().ok_or_else(|| odd("an Insert before its Relation"))?;
+        if insert.tuple.len() != shape.columns.len() {
             return Err(odd("an Insert with another number of columns than its Relation"));
         }
         if insert.tuple.iter().any(|column| matches!(column, Column::UnchangedToast | Column::Binary(_))) {
@@ -151,22 +181,11 @@ impl Intake {
         Ok(Taken {
             place,
             commit_time,
-            id: cell(&insert.tuple, table.id_index()).and_then(|id| Text::new(id.clone()).ok()),
+            id: cell(&insert.tuple, shape.table.id_index()).and_then(|id| Text::new(id.clone()).ok()),
             transaction: Arc::clone(headers),
+            shape: Arc::clone(shape),
             tuple: insert.tuple,
         })
-    }
-
-    /// What is to be published for it.
-    pub(super) fn event(&self, taken: &Taken) -> Result<Event, Poison> {
-        match &self.table {
-            Some(table) => table.event(|index| cell(&taken.tuple, index)),
-            None => Err(Poison {
-                code: Code::Unexpected,
-                reason: "refused",
-                message: "a row before its Relation".to_owned(),
-            }),
-        }
     }
 }
 

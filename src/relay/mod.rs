@@ -2,6 +2,8 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
+//! | `sides` | what a session sees of Postgres and NATS |
+//! | `servers` | real ones |
 //! | `session` | begins one: who are we talking to, where do we go on |
 //! | `pump` | the one loop |
 //! | `intake` | the slot's messages → events with a place |
@@ -15,17 +17,21 @@ mod intake;
 mod latency;
 pub mod preflight;
 mod pump;
+mod servers;
 mod session;
+mod sides;
 mod upkeep;
 
 use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
-use crate::nats::connect::{self, Nats};
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::Mapping;
 use crate::postgres::error::Error;
-use pump::{End, Process};
+use pump::{End, Lettered, Process};
+use servers::Servers;
+use sides::Sides;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -52,6 +58,17 @@ pub async fn run(
     config: &Config,
     board: &Board,
     pulse: &Pulse,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let sides = Servers { config: Arc::new(config.clone()) };
+    run_between(&sides, config, board, pulse, stop).await
+}
+
+async fn run_between(
+    sides: &impl Sides,
+    config: &Config,
+    board: &Board,
+    pulse: &Pulse,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
@@ -60,31 +77,22 @@ pub async fn run(
         pulse: pulse.clone(),
         streamed: false,
         published: 0,
+        lettered: Lettered::default(),
         latency: latency::Recent::new(),
     };
     let began = Instant::now();
     let mut resolved = None;
-    let mut nats: Option<Nats> = None;
     let mut pause = PAUSE_MIN;
     let mut patience = PATIENCE_MIN;
     loop {
-        let published = process.published;
-        let connecting = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            connecting = connected(config, &mut nats) => connecting,
-        };
-        let ended = match connecting {
-            Ok(nats) => {
-                session::run(config, &mut process, &mapping, &mut resolved, nats, patience, &mut stop).await
-            }
-            Err(failure) => End::Failed(failure),
-        };
+        let progress = process.published + process.lettered.total();
+        let ended =
+            session::run(sides, config, &mut process, &mapping, &mut resolved, patience, &mut stop).await;
         let failure = match ended {
             End::Stopped => return Ok(()),
             End::Failed(failure) => failure,
         };
-        if process.published > published {
+        if process.published + process.lettered.total() > progress {
             (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
         }
         if failure.code == Code::WalsenderSilent {
@@ -152,17 +160,6 @@ fn halted(board: &Board, failure: Failure) -> Failure {
         status.last_error = Some((&failure).into());
     });
     failure
-}
-
-/// The connection to NATS, made anew when the last one is down: its fault then has a name.
-async fn connected<'a>(config: &Config, nats: &'a mut Option<Nats>) -> Result<&'a Nats, Failure> {
-    if nats.as_ref().is_some_and(|nats| !nats.link.borrow().up) {
-        *nats = None;
-    }
-    Ok(match nats {
-        Some(nats) => nats,
-        None => nats.insert(connect::connect(&config.nats.servers).await?),
-    })
 }
 
 /// Whether it was asked to stop meanwhile.

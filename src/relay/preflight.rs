@@ -8,6 +8,7 @@ use crate::outbox::{ColumnInfo, Kind, Mapping, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self, Publication, Server, Slot, Table};
+use crate::state::dead_letter;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 /// The oldest major version that is supported.
@@ -162,10 +163,52 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
     Ok(publication)
 }
 
+/// The table of dead letters, and that the role may write it: to be told so at the first letter would
+/// be late.
+///
+/// # Errors
+/// PR0215, PR0216.
+pub async fn letters(sql: &Sql, config: &Config) -> Result<(), Failure> {
+    const NEEDED: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+    let table = dead_letter::table(&config.postgres.schema);
+    let missing = preflight::missing_privileges(sql, &table, &NEEDED).await?.ok_or_else(|| {
+        Failure::new(Code::SchemaMissing, format!("table {table} does not exist"), "postrider init")
+    })?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let role = escape_identifier(&config.postgres.target.user);
+    Err(Failure::new(
+        Code::PostgresRefuses,
+        format!("the role may not {} {table}", missing.join(", ")),
+        format!(
+            "GRANT {} ON {table} TO {role}; (sql/privileges.sql lists all that run needs)",
+            NEEDED.join(", ")
+        ),
+    ))
+}
+
 /// What identifies publication, membership and table, now.
 #[must_use]
 pub fn objects(publication: &Publication, table: &Table) -> Objects {
     Objects { publication: publication.oid, membership: publication.membership, table: table.oid }
+}
+
+/// Publication or table are not what they were when the slot was made.
+#[must_use]
+pub fn changed(publication: &str, now: Option<Objects>, known: Objects) -> Failure {
+    let what = match now {
+        None => "it does not publish the outbox any more",
+        Some(now) if now.publication != known.publication => "it was dropped and made again",
+        Some(now) if now.table != known.table => "the outbox table was dropped and made again",
+        Some(_) => "the outbox table was taken out and put back",
+    };
+    Failure::new(
+        Code::PublicationChanged,
+        format!("publication `{publication}`: {what}; rows written meanwhile are not in the slot"),
+        "put publication and table right, look for rows of that time in the outbox table, then \
+         postrider init --adopt goes on from now",
+    )
 }
 
 /// The slot.

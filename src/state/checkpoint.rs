@@ -201,8 +201,8 @@ impl Values {
     }
 }
 
-/// Sequences of JetStream stay far below 2^63.
-fn bigint(seq: u64) -> i64 {
+/// Sequences of JetStream and indices of rows stay far below 2^63.
+pub(super) fn bigint(seq: u64) -> i64 {
     i64::try_from(seq).unwrap_or(i64::MAX)
 }
 

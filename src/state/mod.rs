@@ -1,3 +1,5 @@
 //! What Postrider remembers, in Postgres: the same history as the outbox and the slot.
 
 pub mod checkpoint;
+pub mod dead_letter;
+pub mod replay;

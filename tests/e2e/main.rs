@@ -5,6 +5,7 @@
 
 mod adopt;
 mod delivery;
+mod letters;
 mod mapping;
 mod outages;
 mod refusals;

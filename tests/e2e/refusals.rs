@@ -78,13 +78,33 @@ async fn a_role_that_may_not_replicate_is_refused() {
     pipeline
         .execute(
             "CREATE ROLE relay LOGIN; GRANT USAGE ON SCHEMA postrider TO relay; \
-             GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO relay",
+             GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO relay; \
+             GRANT ALL ON postrider.dead_letter TO relay",
         )
         .await;
     let url = pipeline.postgres.url("postgres").replace("postgres@", "relay@");
     pipeline.set("DATABASE_URL", &url);
     let remedy = "ALTER ROLE \"relay\" REPLICATION";
     refused_until_mended(&mut pipeline, (3, "PR0207", remedy), async |pipeline| {
+        pipeline.execute(remedy).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_write_letters_is_refused_before_there_is_one() {
+    let mut pipeline = Pipeline::article().await;
+    pipeline
+        .execute(
+            "CREATE ROLE relay LOGIN REPLICATION; GRANT USAGE ON SCHEMA postrider TO relay; \
+             GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO relay; \
+             GRANT SELECT ON postrider.dead_letter TO relay",
+        )
+        .await;
+    let url = pipeline.postgres.url("postgres").replace("postgres@", "relay@");
+    pipeline.set("DATABASE_URL", &url);
+    let remedy = "GRANT SELECT, INSERT, UPDATE, DELETE ON \"postrider\".dead_letter TO \"relay\"";
+    refused_until_mended(&mut pipeline, (3, "PR0216", remedy), async |pipeline| {
         pipeline.execute(remedy).await;
     })
     .await;
@@ -351,6 +371,7 @@ async fn halts_until_mended(
     mend: impl AsyncFnOnce(&mut Pipeline),
 ) {
     const BEFORE: usize = 300;
+    pipeline.set("POSTRIDER_DELIVERY_ON_POISON", "halt");
     let relay = pipeline.run().await;
     pipeline
         .execute(&format!(

@@ -439,7 +439,6 @@ impl Relay {
         serde_json::from_str(&self.get("/status").await?.1).ok()
     }
 
-    /// Waits until `/status` says so.
     /// Waits until it has published so many events.
     pub(crate) async fn published(&mut self, count: u64) {
         eventually("the relay publishes", async || {
@@ -449,6 +448,7 @@ impl Relay {
         .await;
     }
 
+    /// Waits until `/status` says so.
     pub(crate) async fn is(&mut self, field: &str, value: &str) {
         eventually(&format!("{field} is {value}"), async || {
             assert!(self.is_running(), "the relay has ended: {}", self.stderr());

@@ -3,12 +3,12 @@
 
 use super::*;
 
-impl Pump<'_> {
+impl<S: Sides> Pump<'_, S> {
     /// Something went wrong on the way into the stream.
     pub(super) fn drain(&mut self, why: &str) {
         if matches!(self.phase, Phase::Probe | Phase::Stream) {
             info!(why, in_flight = self.window.in_flight(), "draining");
-            if self.answered >= self.sent {
+            if self.session.broker.publisher.awaited() == 0 {
                 // Nothing was due: silence is counted from here.
                 self.alive = Instant::now();
             }
@@ -20,7 +20,7 @@ impl Pump<'_> {
     /// The window is answered, or no more answers are awaited: find the cause and go on.
     pub(super) fn drained(&mut self) -> Result<(), Failure> {
         self.settle();
-        let silent = self.answered < self.sent;
+        let silent = self.session.broker.publisher.awaited() > 0;
         let root = self.refused.iter().find(|(_, answer)| !is_consequence(answer));
         let failure = match root {
             Some((seq, answer)) => Some(self.judge(*seq, answer)),
@@ -37,10 +37,13 @@ impl Pump<'_> {
         match failure.code.disposition() {
             Disposition::Retry => {}
             Disposition::Operator if self.process.streamed => {}
-            // What went before it may not be stored yet: first SYNC, then halt when it is at the front.
+            // What went before it may not be stored yet: SYNC first, and set it aside at the front.
             Disposition::Poison => {
-                let place = cause.and_then(|seq| self.window.at(seq)).map(|item| item.place);
-                self.condemned = place.map(|place| (place, failure.clone()));
+                info!(code = %failure.code, error = failure.message, "JetStream refuses an event");
+                let place = cause.and_then(|seq| self.window.at(seq)).map(|item| item.taken.place);
+                self.condemned = place.map(|place| (place, failure));
+                self.back_off();
+                return Ok(());
             }
             Disposition::Operator | Disposition::Halt => return Err(failure),
         }
@@ -65,7 +68,7 @@ impl Pump<'_> {
     pub(super) fn duplicate(&self) -> Option<Failure> {
         let (seq, answer) = self.refused.first_key_value()?;
         let Answer::Duplicate(stored) = answer else { return None };
-        let id = self.window.at(*seq).and_then(|item| item.id.as_deref()).unwrap_or("?");
+        let id = self.window.at(*seq).and_then(|item| item.taken.id.as_deref()).unwrap_or("?");
         Some(Failure::new(
             Code::PublishRefused,
             format!("JetStream takes event `{id}` for a duplicate of message {stored}"),
@@ -76,13 +79,13 @@ impl Pump<'_> {
     pub(super) fn judge(&self, seq: u64, answer: &Answer) -> Failure {
         let subject = self.window.at(seq).and_then(|item| item.event.as_ref().ok());
         let subject = subject.map_or("?", |event| event.subject.as_str());
-        answer.failure(self.session.tools.stream.name(), subject)
+        answer.failure(self.session.broker.stream.name(), subject)
     }
 
     /// No answer at all: a lost connection, a stream without a leader, or a publish that is not
     /// permitted, which the server only complains about.
     pub(super) fn silence(&self) -> Failure {
-        let link = self.session.link.borrow();
+        let link = self.session.broker.link.borrow();
         let recent = link.complaint.as_ref().filter(|_| link.complaints > self.complaint);
         match recent.filter(|text| text.to_lowercase().contains("permissions violation for publish")) {
             Some(complaint) => Failure::new(
@@ -103,11 +106,10 @@ impl Pump<'_> {
     }
 
     pub(super) fn sync(&mut self) {
-        self.session.publisher.next_epoch();
-        (self.sent, self.answered) = (0, 0);
+        self.session.broker.publisher.next_epoch();
         self.refused.clear();
-        self.complaint = self.session.link.borrow().complaints;
-        let stream = self.session.tools.stream.clone();
+        self.complaint = self.session.broker.link.borrow().complaints;
+        let stream = self.session.broker.stream.clone();
         let (judged, seq) = (self.session.ledger.judged_seq(), self.session.ledger.seq());
         let settled = self.session.ledger.last().filter(|_| seq > 0);
         self.phase = Phase::Sync(Box::pin(async move {
@@ -133,13 +135,13 @@ impl Pump<'_> {
             },
         };
         self.alive = Instant::now();
-        let name = self.session.tools.stream.name();
+        let name = self.session.broker.stream.name();
         look.config.fits(name, &self.session.template)?;
         let known = self.session.ledger.committed();
         // Also before the tail was verified: the next session reads it anew.
         if look.end.created != known.stream_created
             || look.end.last_seq < self.session.ledger.judged_seq()
-            || !self.session.resume.is_done()
+            || !self.is_accounted()
         {
             return Err(Failure::new(
                 Code::NatsSession,
@@ -182,7 +184,7 @@ impl Pump<'_> {
             });
         }
         debug!(last_seq = look.end.last_seq, stored = tail.len(), "synchronised");
-        self.limits = Limits::of(&look.config, self.session.publisher.max_payload());
+        self.limits = Limits::of(&look.config, self.session.broker.publisher.max_payload());
         self.session.look = look;
         self.phase = Phase::Probe;
         self.look_due = Instant::now() + LOOK_APART;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-impl Pump<'_> {
+impl<S: Sides> Pump<'_, S> {
     /// Takes the frame, and those that are complete in the buffer behind it.
     pub(super) fn frames(&mut self, first: Received) -> Result<(), Failure> {
         self.heard = Instant::now();
@@ -60,6 +60,15 @@ impl Pump<'_> {
         let seen = Seen { place: taken.place, commit_time: taken.commit_time, event_id: taken.id.as_deref() };
         match self.session.resume.event(seen)? {
             Admit::Skip => {}
+            // Its letter was committed by an earlier session: the ledger began behind all of them.
+            Admit::Lettered => {
+                self.settle();
+                self.session.ledger.letter(Lsn::ZERO);
+            }
+            Admit::Unaccounted => {
+                warn!(id = ?taken.id, place = ?taken.place, "the stream holds later events, but not this one");
+                self.unaccounted.push_back(Item::new(taken));
+            }
             Admit::Stored(seq) => {
                 // Boundaries before it are settled by what came before it.
                 self.settle();
@@ -71,8 +80,7 @@ impl Pump<'_> {
                 }
             }
             Admit::New => {
-                let event = self.session.intake.event(&taken);
-                self.window.push(Item::new(taken, event), bytes);
+                self.window.push(Item::new(taken), bytes);
             }
         }
         Ok(())
@@ -80,8 +88,14 @@ impl Pump<'_> {
 
     /// Publishes what may go out now.
     pub(super) async fn publish(&mut self) -> Result<(), Failure> {
-        if self.stopping.is_some() || !self.session.resume.is_done() {
+        if self.stopping.is_some() || !self.session.resume.is_done() || self.aside.is_some() {
             return Ok(());
+        }
+        if !self.unaccounted.is_empty() {
+            return self.set_aside(Poison::new(
+                Reason::Unaccounted,
+                "the stream holds later events, but neither it nor a dead letter has this one",
+            ));
         }
         while let Some(item) = self.window.waiting() {
             let may = match self.phase {
@@ -92,28 +106,33 @@ impl Pump<'_> {
             if !may {
                 return Ok(());
             }
-            let checked = item.event.as_ref().map_err(Clone::clone).and_then(|event| {
-                self.limits.check(event)?;
-                Ok(event)
-            });
-            if let Some((_, failure)) = self.condemned.as_ref().filter(|(place, _)| *place == item.place) {
-                return if self.window.in_flight() == 0 { Err(failure.clone()) } else { Ok(()) };
-            }
-            let event = match checked {
+            let event = match self.publishable(item) {
                 Ok(event) => event,
-                // Halts once everything before it is stored.
-                Err(poison) if self.window.in_flight() == 0 => return Err(item.poison(&poison)),
+                Err(poison) if self.window.in_flight() == 0 => return self.set_aside(poison),
+                // Once everything before it is stored.
                 Err(_) => return Ok(()),
             };
-            if self.sent == self.answered {
+            let publisher = &mut self.session.broker.publisher;
+            if publisher.awaited() == 0 {
                 self.alive = Instant::now();
             }
-            let seq = self.window.next_seq();
-            self.session.publisher.send(seq, event, item.place, &item.transaction).await?;
+            let place = item.taken.place;
+            publisher.send(self.window.next_seq(), event, place, &item.taken.transaction).await?;
+            self.sent_up_to = self.sent_up_to.max(Some(place));
             self.window.send();
-            self.sent += 1;
         }
         Ok(())
+    }
+
+    fn publishable<'i>(&self, item: &'i Item) -> Result<&'i Event, Poison> {
+        let event = item.event.as_ref().map_err(Clone::clone)?;
+        self.limits.check(event)?;
+        match &self.condemned {
+            Some((place, failure)) if *place == item.taken.place => {
+                Err(Poison::new(Reason::of(failure.code), failure.message.clone()))
+            }
+            _ => Ok(event),
+        }
     }
 
     /// Takes the answer, and those that are here behind it.
@@ -124,7 +143,6 @@ impl Pump<'_> {
         self.alive = Instant::now();
         let mut next = Some(first);
         while let Some((seq, answer)) = next {
-            self.answered += 1;
             match answer {
                 Answer::Stored(stored) if stored == seq && self.window.ack(seq).is_ok() => {
                     if matches!(self.phase, Phase::Probe) {
@@ -137,7 +155,7 @@ impl Pump<'_> {
                     self.drain("a publish was not stored where it must be");
                 }
             }
-            next = self.session.publisher.answered();
+            next = self.session.broker.publisher.answered();
         }
         Ok(())
     }
@@ -160,9 +178,11 @@ impl Pump<'_> {
                 Settled::Event(seq, item) => {
                     let wall = *now.get_or_insert_with(Timestamp::now);
                     self.process.published += 1;
-                    self.process.latency.record(item.commit_time, wall);
-                    let id = item.id.unwrap_or_default();
-                    self.session.ledger.event(seq, item.place, item.commit_time, id);
+                    self.letters_in_a_row = 0;
+                    let taken = item.taken;
+                    self.process.latency.record(taken.commit_time, wall);
+                    let id = taken.id.unwrap_or_default();
+                    self.session.ledger.event(seq, taken.place, taken.commit_time, id);
                 }
                 Settled::Boundary(lsn) => self.session.ledger.boundary(lsn, Instant::now()),
             }

@@ -1,24 +1,28 @@
 //! What the window holds for an event.
 
-use super::*;
+use crate::delivery::opening::{Server, Stored};
+use crate::delivery::resume::Seen;
+use crate::error::Failure;
+use crate::outbox::{Event, Poison};
+use crate::relay::intake::Taken;
 
 /// An event between intake and settled.
 pub(super) struct Item {
-    pub(super) place: Place,
-    pub(super) commit_time: Timestamp,
-    pub(super) id: Option<Text>,
-    pub(super) transaction: Arc<TransactionHeaders>,
+    pub(super) taken: Taken,
     pub(super) event: Result<Event, Poison>,
+    /// Its payload is in the object store, and `event` refers to it.
+    pub(super) claimed: bool,
 }
 
 impl Item {
-    pub(super) fn new(taken: Taken, event: Result<Event, Poison>) -> Item {
-        let Taken { place, commit_time, id, transaction, .. } = taken;
-        Item { place, commit_time, id, transaction, event }
+    pub(super) fn new(taken: Taken) -> Item {
+        let event = taken.event();
+        Item { taken, event, claimed: false }
     }
 
     pub(super) fn is(&self, stored: &Stored, server: &Server) -> bool {
-        let seen = Seen { place: self.place, commit_time: self.commit_time, event_id: self.id.as_deref() };
+        let taken = &self.taken;
+        let seen = Seen { place: taken.place, commit_time: taken.commit_time, event_id: taken.id.as_deref() };
         match stored {
             // Purged or expired since: the stream has one message an event.
             Stored::Gone => true,
@@ -31,14 +35,15 @@ impl Item {
         }
     }
 
-    pub(super) fn poison(&self, poison: &Poison) -> Failure {
-        let at = format!("{:016X}/{}", self.place.commit_lsn.0, self.place.index);
+    /// The relay halts at it.
+    pub(super) fn halt(&self, poison: &Poison) -> Failure {
+        let place = self.taken.place;
+        let at = format!("{:016X}/{}", place.commit_lsn.0, place.index);
         Failure::new(
-            poison.code,
+            poison.reason.code(),
             format!("{} (position {at}, reason {})", poison.message, poison.reason),
-            "everything before it is published; nothing behind it is. Mend the cause (postrider explain \
-             shows how) and start again; an event that must never go out: postrider init --adopt after \
-             dropping the slot goes on from now",
+            "everything before it is published; nothing behind it is. Mend the cause (postrider explain shows how) \
+             and start again, or set delivery.on_poison = \"dead_letter\" to put such events aside",
         )
     }
 }

@@ -18,41 +18,43 @@
 //! | --- | --- |
 //! | `flow` | frames in, publishes out, answers back, what is settled by them |
 //! | `drain` | the circle above |
+//! | `aside` | events that cannot be published |
 //! | `timers` | life signs of both sides, upkeep, confirmations, the last words |
 //! | `show` | the status |
 
+mod aside;
 mod drain;
 mod flow;
 mod item;
 mod show;
 mod timers;
 
+use aside::{Aside, LetterLog};
 use item::Item;
 
 use super::intake::{Intake, Step, Taken};
+use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use super::stream_failure;
-use super::upkeep::{self, Plan, Tools};
-use crate::config::Config;
+use super::upkeep::{self, Check, Plan};
+use crate::config::{Config, OnPoison, Oversize};
 use crate::delivery::confirm::{Ledger, Write};
 use crate::delivery::opening::{Server, Stored, StreamEnd, foreign};
 use crate::delivery::position::Place;
 use crate::delivery::resume::{Admit, Resume, Seen};
 use crate::delivery::window::{Room, Settled, Window};
 use crate::error::{Code, Disposition, Failure};
-use crate::nats::connect::Link;
-use crate::nats::publish::{Answer, Limits, Publisher, TransactionHeaders};
+use crate::nats::publish::{Answer, Limits};
 use crate::nats::stream::Look;
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
-use crate::outbox::{Event, Poison, Template};
+use crate::outbox::{Event, Poison, Reason, Template};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::Slot;
 use crate::postgres::replication::{Received, ReplicationStream};
-use crate::postgres::text::Text;
 use crate::postgres::timestamp::Timestamp;
-use futures_util::future::{BoxFuture, OptionFuture};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use crate::state::dead_letter::{Letter, Owner};
+use futures_util::future::{LocalBoxFuture, OptionFuture};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -81,8 +83,14 @@ const LOOK_APART: Duration = Duration::from_secs(5);
 /// No answer for so long, though some are due: something is wrong.
 const STALL: Duration = Duration::from_secs(2);
 
+/// A walsender that is silent for so long is looked at: what does it wait for?
+const SILENCE_NAMED: Duration = Duration::from_secs(15);
+
 /// An idle server is asked for a sign of life after so long a silence.
 const SILENCE_ASK: Duration = Duration::from_secs(10);
+
+/// Far above any turn of the loop.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
@@ -111,7 +119,7 @@ struct Ending {
 
 enum Phase {
     /// Reading the stream's end.
-    Sync(BoxFuture<'static, Result<Ending, Failure>>),
+    Sync(LocalBoxFuture<'static, Result<Ending, Failure>>),
     /// One event under way at most.
     Probe,
     /// A window under way.
@@ -134,16 +142,20 @@ impl Phase {
 }
 
 /// Everything that a session has when it begins to stream.
-pub(super) struct Opened {
-    pub(super) tools: Tools,
+pub(super) struct Opened<S: Sides> {
+    pub(super) base: S::Base,
+    pub(super) broker: Broker<S::Stream, S::Publisher>,
+    pub(super) owner: Owner,
     pub(super) server: Server,
     pub(super) look: Look,
-    pub(super) publisher: Publisher,
-    pub(super) link: watch::Receiver<Link>,
     pub(super) replication: ReplicationStream,
     pub(super) intake: Intake,
     pub(super) template: Template,
+    pub(super) id_column: String,
     pub(super) resume: Resume,
+    pub(super) letters_in_a_row: usize,
+    /// Letters whose events the stream has all the same.
+    pub(super) stored_letters: Vec<Place>,
     pub(super) ledger: Ledger,
 }
 
@@ -154,23 +166,45 @@ pub(super) struct Process {
     /// The process has been in STREAM once: refusals no longer end it.
     pub(super) streamed: bool,
     pub(super) published: u64,
+    pub(super) lettered: Lettered,
     pub(super) latency: super::latency::Recent,
 }
 
-pub(super) struct Pump<'a> {
+/// Dead letters of this process by reason.
+#[derive(Debug, Default)]
+pub(super) struct Lettered(BTreeMap<Reason, u64>);
+
+impl Lettered {
+    fn count(&mut self, reason: Reason) {
+        *self.0.entry(reason).or_default() += 1;
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+pub(super) struct Pump<'a, S: Sides> {
     config: &'a Config,
     process: &'a mut Process,
-    session: Opened,
+    session: Opened<S>,
     window: Window<Item>,
     limits: Limits,
     phase: Phase,
-    /// Publishes of this epoch, and their answers.
-    sent: u64,
-    answered: u64,
+    /// The last event that was sent on this connection.
+    sent_up_to: Option<Place>,
+    /// An event that cannot be published is being dealt with.
+    aside: Option<LocalBoxFuture<'static, Result<Aside, Failure>>>,
+    /// Events that the slot sent again and neither the stream nor a letter has.
+    unaccounted: VecDeque<Item>,
+    letters_in_a_row: usize,
+    letter_log: LetterLog,
+    /// In the table, as last counted.
+    open_letters: Option<u64>,
     /// Answers other than stored, by the sequence that the message must get.
     refused: BTreeMap<u64, Answer>,
     back_off: Duration,
-    upkeep: Option<BoxFuture<'static, Result<upkeep::Done, Failure>>>,
+    upkeep: Option<LocalBoxFuture<'static, Result<upkeep::Done, Failure>>>,
     /// When upkeep set out, and the sequence that was settled then.
     upkeep_began: (Instant, u64),
     check_due: Instant,
@@ -178,6 +212,8 @@ pub(super) struct Pump<'a> {
     plan_due: Instant,
     /// The last answer, or look, that showed JetStream alive.
     alive: Instant,
+    /// Since when nothing is under way though something is to be done.
+    idle_since: Option<Instant>,
     /// The last frame from Postgres.
     heard: Instant,
     asked: Option<Instant>,
@@ -195,22 +231,24 @@ pub(super) struct Pump<'a> {
     /// Frames are taken.
     filling: bool,
     slot: Option<Slot>,
+    /// What a silent walsender waits for.
+    waits_for: Option<String>,
     patience: Duration,
 }
 
-impl<'a> Pump<'a> {
+impl<'a, S: Sides> Pump<'a, S> {
     pub(super) fn new(
         config: &'a Config,
         process: &'a mut Process,
-        session: Opened,
+        session: Opened<S>,
         patience: Duration,
-    ) -> Pump<'a> {
+    ) -> Pump<'a, S> {
         let now = Instant::now();
         let room = Room { messages: config.delivery.window_messages, bytes: config.delivery.window_bytes };
         let window = Window::new(room, session.look.end.last_seq);
-        let limits = Limits::of(&session.look.config, session.publisher.max_payload());
+        let limits = Limits::of(&session.look.config, session.broker.publisher.max_payload());
         let status_sent = (now, Lsn::ZERO);
-        let complaint = session.link.borrow().complaints;
+        let complaint = session.broker.link.borrow().complaints;
         let mut pump = Pump {
             config,
             process,
@@ -219,8 +257,12 @@ impl<'a> Pump<'a> {
             window,
             limits,
             phase: Phase::Probe,
-            sent: 0,
-            answered: 0,
+            sent_up_to: None,
+            aside: None,
+            unaccounted: VecDeque::new(),
+            letters_in_a_row: 0,
+            letter_log: LetterLog::new(now),
+            open_letters: None,
             refused: BTreeMap::new(),
             back_off: BACK_OFF_MIN,
             upkeep: None,
@@ -229,6 +271,7 @@ impl<'a> Pump<'a> {
             look_due: now + LOOK_APART,
             plan_due: now,
             alive: now,
+            idle_since: None,
             heard: now,
             asked: None,
             received: Lsn::ZERO,
@@ -240,9 +283,11 @@ impl<'a> Pump<'a> {
             complaint,
             filling: true,
             slot: None,
+            waits_for: None,
             patience,
         };
-        pump.session.publisher.next_epoch();
+        pump.letters_in_a_row = pump.session.letters_in_a_row;
+        pump.session.broker.publisher.next_epoch();
         pump
     }
 
@@ -271,14 +316,14 @@ impl<'a> Pump<'a> {
     async fn turn(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Failure> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let sql = Arc::clone(&self.session.tools.sql);
-        let mut sql_closed = std::pin::pin!(sql.closed());
-        let mut link = self.session.link.clone();
+        let base = self.session.base.clone();
+        let mut sql_closed = std::pin::pin!(base.closed());
+        let mut link = self.session.broker.link.clone();
         link.mark_unchanged();
         loop {
             self.settle();
             self.publish().await?;
-            if self.stopping.is_some() && self.window.in_flight() == 0 {
+            if self.stopping.is_some() && self.window.in_flight() == 0 && self.aside.is_none() {
                 return Ok(());
             }
             // Once full, wait until it is half empty: the walsender then works in long stretches
@@ -296,6 +341,7 @@ impl<'a> Pump<'a> {
             }
             .into();
             let keeping: OptionFuture<_> = self.upkeep.as_mut().into();
+            let setting_aside: OptionFuture<_> = self.aside.as_mut().into();
             tokio::select! {
                 // Ranked: to stop must always be possible; answers make room and are bounded by the
                 // window; timers must not starve under load; frames come last.
@@ -307,7 +353,7 @@ impl<'a> Pump<'a> {
                 why = &mut sql_closed => {
                     return Err(Failure::new(Code::PostgresSession, why, "none is needed: the relay tries again"));
                 }
-                answer = self.session.publisher.answer() => self.answers(answer)?,
+                answer = self.session.broker.publisher.answer() => self.answers(answer)?,
                 Ok(()) = link.changed() => {
                     if !link.borrow_and_update().up {
                         self.drain("the connection to NATS is down");
@@ -318,12 +364,21 @@ impl<'a> Pump<'a> {
                     self.upkeep = None;
                     self.kept(done?)?;
                 }
+                Some(done) = setting_aside => {
+                    self.aside = None;
+                    self.aside(done)?;
+                }
                 _ = ticks.tick() => self.tick().await?,
                 received = self.session.replication.next(), if room => {
                     self.frames(received.map_err(stream_failure)?)?;
                 }
             }
         }
+    }
+
+    /// Everything that the stream held at the start is accounted for.
+    fn is_accounted(&self) -> bool {
+        self.session.resume.is_done() && self.unaccounted.is_empty()
     }
 
     fn may_fill(&self) -> bool {

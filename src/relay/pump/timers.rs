@@ -3,14 +3,15 @@
 
 use super::*;
 
-impl Pump<'_> {
+impl<S: Sides> Pump<'_, S> {
     pub(super) async fn tick(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
         self.process.pulse.beat();
+        let awaited = self.session.broker.publisher.awaited();
         match self.phase {
-            Phase::Drain { until } if now >= until || self.answered >= self.sent => self.drained()?,
+            Phase::Drain { until } if now >= until || awaited == 0 => self.drained()?,
             Phase::BackOff { until } if now >= until => self.sync(),
-            Phase::Probe | Phase::Stream if self.answered < self.sent && now >= self.alive + STALL => {
+            Phase::Probe | Phase::Stream if awaited > 0 && now >= self.alive + STALL => {
                 self.drain("JetStream does not answer");
             }
             _ => {}
@@ -22,6 +23,7 @@ impl Pump<'_> {
                 "",
             ));
         }
+        self.watch_progress(now)?;
         self.watch_nats(now)?;
         self.watch_postgres(now).await?;
         self.keep(now);
@@ -29,10 +31,34 @@ impl Pump<'_> {
         Ok(())
     }
 
+    /// Something is to be done and nothing is under way: no wait that has a name, and an end, of its own.
+    pub(super) fn watch_progress(&mut self, now: Instant) -> Result<(), Failure> {
+        let waits = matches!(self.phase, Phase::Sync(_) | Phase::Drain { .. } | Phase::BackOff { .. })
+            || self.aside.is_some()
+            || self.session.broker.publisher.awaited() > 0
+            || !self.session.resume.is_done()
+            || self.window.is_empty() && self.unaccounted.is_empty();
+        if waits {
+            self.idle_since = None;
+            return Ok(());
+        }
+        match *self.idle_since.get_or_insert(now) {
+            since if now < since + IDLE_MAX => Ok(()),
+            _ => Err(Failure::new(
+                Code::Stalled,
+                format!("{} events wait to be published and nothing is under way", self.window.len()),
+                "report it, with the log; the next session begins anew",
+            )),
+        }
+    }
+
     /// An unconfirming reader keeps Postgres from shutting down, and holds WAL: let go.
     pub(super) fn watch_nats(&mut self, now: Instant) -> Result<(), Failure> {
-        let idle = matches!(self.phase, Phase::Stream | Phase::Probe) && self.answered >= self.sent;
-        if idle && self.session.link.borrow().up || now < self.alive + self.config.postgres.release_after {
+        let idle = matches!(self.phase, Phase::Stream | Phase::Probe)
+            && self.session.broker.publisher.awaited() == 0;
+        if idle && self.session.broker.link.borrow().up
+            || now < self.alive + self.config.postgres.release_after
+        {
             return Ok(());
         }
         if let Some(cause) = self.cause.take() {
@@ -55,7 +81,10 @@ impl Pump<'_> {
         if waits && silent >= self.patience {
             return Err(Failure::new(
                 Code::WalsenderSilent,
-                format!("the walsender has been silent for {silent:?}"),
+                format!(
+                    "the walsender has been silent for {silent:?}; it waits for {}",
+                    self.waits_for.as_deref().unwrap_or("nothing: it works")
+                ),
                 "none is needed: the relay tries again. A giant transaction of other tables takes the server that \
                  long to decode: see wait_event of the walsender in pg_stat_activity",
             ));
@@ -84,20 +113,27 @@ impl Pump<'_> {
             return;
         }
         self.plan_due = now + UPKEEP_APART;
-        let settled = self.session.resume.is_done();
-        let check = (now >= self.check_due).then(|| self.session.ledger.committed().objects);
+        let settled = self.is_accounted();
+        let check = (now >= self.check_due).then(|| Check {
+            objects: self.session.ledger.committed().objects,
+            owner: self.session.owner.clone(),
+            id_column: self.session.id_column.clone(),
+            void: if settled { std::mem::take(&mut self.session.stored_letters) } else { Vec::new() },
+        });
         let write = if settled { self.session.ledger.due(now) } else { None };
         let known = self.session.ledger.committed();
         let rises = write.as_ref().is_some_and(|write| write.row.confirmed_seq > known.confirmed_seq);
         let confirms = settled && self.session.ledger.confirmable(now).is_some();
         let look = settled && (rises || confirms || now >= self.look_due);
-        if check.is_none() && write.is_none() && !look {
+        let ask = now.saturating_duration_since(self.heard) >= SILENCE_NAMED && self.filling;
+        if check.is_none() && write.is_none() && !look && !ask {
             return;
         }
         let end = StreamEnd { last_seq: self.session.ledger.judged_seq(), created: known.stream_created };
-        let plan = Plan { check, look, write };
+        let plan = Plan { check, look, write, ask };
         self.upkeep_began = (now, end.last_seq);
-        let keeping = timeout(UPKEEP_MAX, upkeep::keep(self.session.tools.clone(), plan, end));
+        let (base, stream) = (self.session.base.clone(), self.session.broker.stream.clone());
+        let keeping = timeout(UPKEEP_MAX, upkeep::keep(base, stream, plan, end));
         self.upkeep =
             Some(Box::pin(async { keeping.await.unwrap_or_else(|_| Err(crate::relay::unanswered())) }));
     }
@@ -105,10 +141,15 @@ impl Pump<'_> {
     /// Upkeep is back.
     pub(super) fn kept(&mut self, done: upkeep::Done) -> Result<(), Failure> {
         let now = Instant::now();
-        if let Some((lsn, slot)) = done.checked {
-            self.session.ledger.checked(lsn);
-            self.wal_end = self.wal_end.max(lsn);
-            self.slot = Some(slot);
+        if done.waits_for.is_some() && self.waits_for.is_none() {
+            info!(wait_event = done.waits_for, silent = ?self.heard.elapsed(), "the walsender is silent");
+        }
+        self.waits_for = done.waits_for;
+        if let Some(checked) = done.checked {
+            self.session.ledger.checked(checked.lsn);
+            self.wal_end = self.wal_end.max(checked.lsn);
+            self.slot = Some(checked.slot);
+            self.open_letters = Some(checked.open_letters);
             self.check_due = now + CHECK_APART;
         }
         if let Some(write) = done.written {
@@ -144,7 +185,7 @@ impl Pump<'_> {
     /// The row once more, and the confirmation that it allows.
     pub(super) async fn last_words(&mut self) {
         self.settle();
-        if !self.session.resume.is_done() {
+        if !self.is_accounted() {
             return;
         }
         // What upkeep is about to write must not come after this.
@@ -162,8 +203,9 @@ impl Pump<'_> {
             last_seq: self.session.ledger.judged_seq(),
             created: self.session.ledger.committed().stream_created,
         };
-        let plan = Plan { check: None, look: true, write: Some(write) };
-        match upkeep::keep(self.session.tools.clone(), plan, end).await {
+        let plan = Plan { check: None, look: true, write: Some(write), ask: false };
+        let (base, stream) = (self.session.base.clone(), self.session.broker.stream.clone());
+        match upkeep::keep(base, stream, plan, end).await {
             Ok(upkeep::Done { written: Some(write), .. }) => {
                 self.session.ledger.written(write, now);
                 if let Some(lsn) = self.session.ledger.confirmable(now) {
