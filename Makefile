@@ -4,11 +4,12 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test bench demo
+.PHONY: help build check servers test soak bench demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
 	@echo "make test     all tests, on servers that they start"
+	@echo "make soak     the relay between models of both servers, under faults drawn by seed   [SEED=1 COUNT=20000]"
 	@echo "make bench    the relay beside its floors: drain and latency, in ten minutes   [ARGS=\"--rounds 5\"]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
@@ -27,6 +28,13 @@ servers:
 
 test: servers
 	$(CARGO) test --locked
+
+# One seed with everything that happens in it: make soak SEED=17 COUNT=1 POSTRIDER_SIMULATION_TRACE=1
+soak: SEED ?= $(shell date +%s)
+soak: COUNT ?= 20000
+soak:
+	POSTRIDER_SIMULATION_SEED=$(SEED) POSTRIDER_SIMULATION_COUNT=$(COUNT) \
+		$(CARGO) test --locked --release --lib under_any_mix -- --nocapture
 
 bench:
 	scripts/servers.sh

@@ -70,7 +70,7 @@ pub struct Ledger {
     row: Checkpoint,
     seq: u64,
     /// The last event that this session settled.
-    last: Option<(Place, Timestamp, Text)>,
+    last: Option<(u32, Place, Timestamp, Text)>,
     passed_seq: u64,
     settled: Lsn,
     /// The last event is settled, the boundary behind it is not.
@@ -119,11 +119,11 @@ impl Ledger {
         }
     }
 
-    /// An event is settled: stored at `seq`.
-    pub fn event(&mut self, seq: u64, place: Place, commit_time: Timestamp, event_id: Text) {
+    /// An event that committed on `timeline` is settled: stored at `seq`.
+    pub fn event(&mut self, seq: u64, timeline: u32, place: Place, commit_time: Timestamp, event_id: Text) {
         debug_assert!(seq > self.seq, "sequence {seq} after {}", self.seq);
         self.seq = seq;
-        self.last = Some((place, commit_time, event_id));
+        self.last = Some((timeline, place, commit_time, event_id));
         self.open = true;
     }
 
@@ -141,9 +141,9 @@ impl Ledger {
         self.marks.clear();
     }
 
-    /// Messages up to `seq` are judged.
+    /// Messages up to `seq` are judged, and none behind it.
     pub fn passed(&mut self, seq: u64) {
-        self.passed_seq = self.passed_seq.max(seq);
+        self.passed_seq = seq;
     }
 
     /// A boundary is settled at `now`.
@@ -187,7 +187,7 @@ impl Ledger {
     #[must_use]
     pub fn due(&mut self, now: Instant) -> Option<Write> {
         let since = now.saturating_duration_since(self.written);
-        let moved = self.seq != self.row.seq || self.passed_seq > self.row.passed_seq;
+        let moved = self.seq != self.row.seq || self.passed_seq != self.row.passed_seq;
         let owed = self.owed > self.row.settled_lsn;
         let far = self.settled.bytes_since(self.row.settled_lsn) >= WRITE_BYTES;
         let relied = self.aged(now, self.settled).is_some_and(|point| point.seq > self.row.confirmed_seq);
@@ -269,9 +269,8 @@ impl Ledger {
     /// The last settled event.
     #[must_use]
     pub fn last(&self) -> Option<Identity> {
-        let Some((place, commit_time, event_id)) = &self.last else { return self.row.last.clone() };
-        let Checkpoint { system_id, timeline, slot, .. } = &self.row;
-        let (system_id, timeline, slot) = (*system_id, *timeline, slot.clone());
+        let Some((timeline, place, commit_time, event_id)) = &self.last else { return self.row.last.clone() };
+        let (system_id, timeline, slot) = (self.row.system_id, *timeline, self.row.slot.clone());
         Some(Identity {
             position: Position { system_id, timeline, slot, place: *place },
             commit_time: *commit_time,
@@ -315,7 +314,7 @@ mod tests {
 
     fn event(ledger: &mut Ledger, seq: u64, lsn: u64, now: Instant) {
         let place = Place { commit_lsn: Lsn(lsn), index: 0 };
-        ledger.event(seq, place, Timestamp(1), Text::from_static("e"));
+        ledger.event(seq, 1, place, Timestamp(1), Text::from_static("e"));
         ledger.boundary(Lsn(lsn + 1), now);
     }
 
@@ -381,7 +380,7 @@ mod tests {
         let now = Instant::now();
         let mut ledger = ledger(60 * SECOND, now);
         let place = Place { commit_lsn: Lsn(20), index: 0 };
-        ledger.event(1, place, Timestamp(1), Text::from_static("e"));
+        ledger.event(1, 1, place, Timestamp(1), Text::from_static("e"));
         assert!(write_due(&mut ledger, now + SECOND));
         ledger.boundary(Lsn(21), now + SECOND);
         assert!(write_due(&mut ledger, now + 2 * SECOND));

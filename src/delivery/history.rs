@@ -62,6 +62,14 @@ impl History {
             .is_some_and(|(_, end)| position.place.commit_lsn < *end)
     }
 
+    /// The timeline on which the transaction committed that begins its commit record at `lsn`: the same
+    /// whichever server of this history sends it.
+    #[must_use]
+    pub fn timeline_of(&self, lsn: Lsn) -> u32 {
+        let older = self.switches.iter().find(|(_, end)| lsn < *end);
+        older.map_or(self.timeline, |(timeline, _)| *timeline)
+    }
+
     /// Where this server's own timeline begins; 0/0 for the first one.
     #[must_use]
     pub fn own_start(&self) -> Lsn {
@@ -77,6 +85,13 @@ mod tests {
     fn at(timeline: u32, lsn: u64) -> Position {
         let place = Place { commit_lsn: Lsn(lsn), index: 0 };
         Position { system_id: 7, timeline, slot: "s".into(), place }
+    }
+
+    #[test]
+    fn a_transaction_is_of_the_timeline_on_which_it_committed() {
+        let history = History::parse(7, 3, "1\t0/100\tx\n2\t0/200\tx\n").unwrap();
+        let timelines = [0xFF, 0x100, 0x1FF, 0x200].map(|lsn| history.timeline_of(Lsn(lsn)));
+        assert_eq!(timelines, [1, 2, 2, 3]);
     }
 
     #[test]

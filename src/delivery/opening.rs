@@ -191,7 +191,8 @@ pub fn open(
         resume: Resume::new(row.last.clone(), confirmed, server.wal_end),
         seq: row.seq,
         last: row.last.clone(),
-        passed_seq: row.passed_seq,
+        // Phantoms at the end may be lost like any other message.
+        passed_seq: row.passed_seq.min(end.last_seq),
         settled_lsn: row.settled_lsn.max(confirmed),
         phantoms: 0,
         stored_letters: Vec::new(),
@@ -560,6 +561,12 @@ mod tests {
         let padded = Checkpoint { last: Some(Identity { event_id: "20  ".into(), ..event(20) }), ..row() };
         let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new(), &[]).unwrap();
         assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
+    }
+
+    #[test]
+    fn what_was_passed_over_and_is_lost_is_passed_over_no_more() {
+        let row = Checkpoint { passed_seq: 5, ..row() };
+        assert_eq!(plan(&row, &server(), vec![(3, stored(event(30)))]).passed_seq, 3);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Where an event stands in the log of one Postgres cluster.
 //!
 //! `Postrider-Position: <system id>/<timeline>/<slot>/<commit LSN>/<index>`, the commit LSN being
-//! Begin.final_lsn as 16 upper-case hexadecimal digits, the index in decimal. The index counts every
+//! Begin.final_lsn as 16 upper-case hexadecimal digits, the index in decimal. The timeline is the one
+//! on which the transaction committed, not the sending server's: an event has the same position
+//! whichever promoted standby sends it, also one that never followed the server that sent it first. The index counts every
 //! Insert of the outbox in its transaction from 0, so it is the same however often the transaction
 //! is sent.
 
@@ -24,7 +26,7 @@ pub struct Place {
 pub struct Position {
     /// The cluster (`IDENTIFY_SYSTEM`).
     pub system_id: u64,
-    /// The timeline of the server that sent it.
+    /// The timeline on which its transaction committed.
     pub timeline: u32,
     /// The slot it was read from.
     pub slot: String,
@@ -87,8 +89,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether both name one event of one history. The timeline is the sender's at the time, and NATS
-    /// clients trim header values: neither makes another event.
+    /// Whether both name one event of one history. NATS clients trim header values: that makes no other
+    /// event.
     #[must_use]
     pub fn is_same_event(&self, other: &Identity) -> bool {
         self.position.place == other.position.place

@@ -60,8 +60,7 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Whether it is the event that a message says it is. The timeline is not compared: it is the
-    /// sender's at the time, and the same event may be sent by a promoted standby.
+    /// Whether it is the event that a message says it is.
     #[must_use]
     pub fn is(&self, event: &Identity) -> bool {
         self.place == event.position.place

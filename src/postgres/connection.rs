@@ -123,6 +123,12 @@ impl Connection {
         timeout(ANSWER_MAX, connecting).await.map_err(|_| Error::Timeout("the login"))?
     }
 
+    /// A connection that has logged in over this socket.
+    #[cfg(test)]
+    pub(crate) fn over(io: tokio::io::DuplexStream) -> Connection {
+        Connection { frames: Frames::new(Box::new(io)), server_version: 18 }
+    }
+
     /// Startup and login over an open socket. The settings pin how values are printed, whatever the
     /// role's own settings are, and keep a role's time limits away from a stream without end.
     pub(super) async fn login(io: Box<dyn Io>, target: &Target) -> Result<Connection, Error> {

@@ -1,6 +1,7 @@
 //! From the slot's messages to events with a place: follows transactions and relations.
 
 use super::preflight::kind;
+use crate::delivery::history::History;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
 use crate::nats::publish::TransactionHeaders;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 /// A row of the outbox, as the slot sent it.
 #[derive(Debug)]
 pub(super) struct Taken {
+    /// On which it committed.
+    pub(super) timeline: u32,
     pub(super) place: Place,
     pub(super) commit_time: Timestamp,
     /// None when the id column is null or no text.
@@ -36,6 +39,7 @@ impl Taken {
     pub(super) fn letter(&self, poison: Poison) -> Letter {
         let columns = self.shape.columns.iter().enumerate();
         Letter {
+            timeline: self.timeline,
             place: self.place,
             reason: poison.reason,
             error: poison.message,
@@ -68,6 +72,7 @@ pub(super) enum Step {
 
 #[derive(Debug)]
 struct Transaction {
+    timeline: u32,
     commit_lsn: Lsn,
     commit_time: Timestamp,
     /// The next insert's.
@@ -78,8 +83,8 @@ struct Transaction {
 /// Follows one replication stream.
 #[derive(Debug)]
 pub(super) struct Intake {
-    /// `<system id>/<timeline>/<slot>/`
-    origin: String,
+    history: History,
+    slot: String,
     outbox_oid: u32,
     resolved: Resolved,
     shape: Option<Arc<Shape>>,
@@ -89,9 +94,9 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(origin: String, outbox_oid: u32, resolved: Resolved) -> Intake {
+    pub(super) fn new(history: History, slot: String, outbox_oid: u32, resolved: Resolved) -> Intake {
         let kinds = HashMap::new();
-        Intake { origin, outbox_oid, resolved, shape: None, kinds, transaction: None }
+        Intake { history, slot, outbox_oid, resolved, shape: None, kinds, transaction: None }
     }
 
     /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
@@ -106,6 +111,7 @@ impl Intake {
             }
             Message::Begin(begin) => {
                 self.transaction = Some(Transaction {
+                    timeline: self.history.timeline_of(begin.final_lsn),
                     commit_lsn: begin.final_lsn,
                     commit_time: begin.commit_time,
                     index: 0,
@@ -170,15 +176,16 @@ impl Intake {
         }
         let place = Place { commit_lsn: transaction.commit_lsn, index: transaction.index };
         transaction.index += 1;
-        let commit_time = transaction.commit_time;
-        let origin = &self.origin;
+        let (timeline, commit_time) = (transaction.timeline, transaction.commit_time);
+        let (system_id, slot) = (self.history.system_id, &self.slot);
         let headers = transaction.headers.get_or_insert_with(|| {
             Arc::new(TransactionHeaders {
-                position: format!("{origin}{:016X}/", place.commit_lsn.0),
+                position: format!("{system_id}/{timeline}/{slot}/{:016X}/", place.commit_lsn.0),
                 commit_time: commit_time.to_string(),
             })
         });
         Ok(Taken {
+            timeline,
             place,
             commit_time,
             id: cell(&insert.tuple, shape.table.id_index()).and_then(|id| Text::new(id.clone()).ok()),

@@ -20,6 +20,8 @@ mod pump;
 mod servers;
 mod session;
 mod sides;
+#[cfg(test)]
+mod simulation;
 mod upkeep;
 
 use crate::config::Config;

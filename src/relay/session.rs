@@ -103,11 +103,7 @@ async fn open<S: Sides>(
     let row = row(base.take(fastrand::i64(1..)).await?, config)?;
     // Both again, now that nobody else can move them.
     let slot = base.slot().await?;
-    let owner = Owner {
-        slot: config.postgres.slot.clone(),
-        system_id: history.system_id,
-        timeline: history.timeline,
-    };
+    let owner = Owner { slot: config.postgres.slot.clone(), system_id: history.system_id };
     let server = Server {
         history,
         slot: config.postgres.slot.clone(),
@@ -135,13 +131,13 @@ async fn open<S: Sides>(
     let lettered = if letters.is_empty() { Lsn::ZERO } else { lettered };
     let mut ledger =
         Ledger::new(row, server.confirmed, plan.settled_lsn, lettered, hold_back, Instant::now());
+    ledger.passed(plan.passed_seq);
     if plan.phantoms > 0 {
         warn!(
             events = plan.phantoms,
             "the stream holds events of a history that this server does not have: they were committed on a former \
              primary and lost in the fail-over"
         );
-        ledger.passed(plan.passed_seq);
     }
     info!(
         slot = server.slot,
@@ -153,9 +149,13 @@ async fn open<S: Sides>(
         preset = %resolved.preset(),
         "the slot is ours"
     );
-    let origin = format!("{}/{}/{}/", server.history.system_id, server.history.timeline, server.slot);
     Ok(Opened {
-        intake: Intake::new(origin, ledger.committed().objects.table, resolved.clone()),
+        intake: Intake::new(
+            server.history.clone(),
+            server.slot.clone(),
+            ledger.committed().objects.table,
+            resolved.clone(),
+        ),
         template: resolved.subject().clone(),
         id_column: resolved.id_column().to_owned(),
         base,

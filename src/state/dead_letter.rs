@@ -62,13 +62,13 @@ pub struct Owner {
     pub slot: String,
     /// The cluster.
     pub system_id: u64,
-    /// The timeline of the server that sends.
-    pub timeline: u32,
 }
 
 /// An event that cannot be published.
 #[derive(Debug, Clone)]
 pub struct Letter {
+    /// On which its transaction committed.
+    pub timeline: u32,
     /// Its place in the log.
     pub place: Place,
     /// Why.
@@ -135,7 +135,7 @@ async fn insert_with(
         checkpoint::table(schema),
         table(schema)
     );
-    let Letter { place, reason, error, parts, row } = letter;
+    let Letter { timeline, place, reason, error, parts, row } = letter;
     let (headers, row) = (parts.headers.as_deref().filter(|_| with_json), with_json.then_some(row.as_str()));
     let mine = sql
         .client
@@ -145,7 +145,7 @@ async fn insert_with(
                 &owner.slot,
                 &session,
                 &owner.system_id.to_string(),
-                &i64::from(owner.timeline),
+                &i64::from(*timeline),
                 &place.commit_lsn.to_string(),
                 &checkpoint::bigint(place.index),
                 &parts.event_id,

@@ -73,7 +73,7 @@ impl<S: Sides> Pump<'_, S> {
                 // Boundaries before it are settled by what came before it.
                 self.settle();
                 let id = taken.id.unwrap_or_default();
-                self.session.ledger.event(seq, taken.place, taken.commit_time, id);
+                self.session.ledger.event(seq, taken.timeline, taken.place, taken.commit_time, id);
                 if self.session.resume.is_done() {
                     self.plan_due = Instant::now();
                     info!(seq, "every message behind the checkpoint is accounted for");
@@ -182,7 +182,7 @@ impl<S: Sides> Pump<'_, S> {
                     let taken = item.taken;
                     self.process.latency.record(taken.commit_time, wall);
                     let id = taken.id.unwrap_or_default();
-                    self.session.ledger.event(seq, taken.place, taken.commit_time, id);
+                    self.session.ledger.event(seq, taken.timeline, taken.place, taken.commit_time, id);
                 }
                 Settled::Boundary(lsn) => self.session.ledger.boundary(lsn, Instant::now()),
             }
