@@ -96,7 +96,8 @@ pub struct Plan {
     pub letters_in_a_row: usize,
 }
 
-const ADOPT: &str = "postrider init --adopt (it says what is given up)";
+const ADOPT: &str = "recover by hand: postrider init --adopt goes on from now (it says what is given up); \
+     unpublished rows are in the outbox table";
 
 /// What can be said before the stream's messages are read.
 ///
@@ -138,7 +139,7 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 "stream `{}` ends at sequence {}, but the confirmed LSN relies on {}",
                 row.stream, end.last_seq, row.confirmed_seq
             ),
-            format!("events lost by the stream are in the outbox table only; {ADOPT}"),
+            format!("the lost events cannot come from the slot again; {ADOPT}"),
         ));
     }
     let limit = if row.timeline == history.timeline { row.settled_lsn } else { history.own_start() };
@@ -149,9 +150,7 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 "slot `{}` is confirmed up to {}, but only {limit} was settled",
                 server.slot, server.confirmed
             ),
-            format!(
-                "find out who read or advanced the slot: those events are in the outbox table only; {ADOPT}"
-            ),
+            format!("find out who read or advanced the slot; {ADOPT}"),
         ));
     }
     let behind = row.last.as_ref().is_none_or(|last| last.position.place.commit_lsn < server.start);
@@ -329,8 +328,8 @@ pub(super) fn differs(message: String) -> Failure {
     Failure::new(
         Code::HistoryDiffers,
         message,
-        "if the server's disk was put back to an earlier state, its new events are in the outbox table only. \
-         Drop the slot (SELECT pg_drop_replication_slot), then postrider init --adopt goes on from now",
+        "recover by hand: if the server's disk was put back to an earlier state, its new events are in the outbox \
+         table only. Drop the slot (SELECT pg_drop_replication_slot), then postrider init --adopt goes on from now",
     )
 }
 

@@ -228,8 +228,8 @@ pub fn missing_slot(name: &str) -> Failure {
     Failure::new(
         Code::SlotMissing,
         format!("slot `{name}` does not exist"),
-        "new here: postrider init. If it was there and is gone, the events written since it vanished are in the \
-         outbox table only: postrider init --adopt goes on from now",
+        "new here: postrider init. If it was there and is gone, recover by hand: the events written since it \
+         vanished are in the outbox table only, postrider init --adopt goes on from now",
     )
 }
 
@@ -265,8 +265,8 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
             Code::SlotLost,
             format!("slot `{name}` is lost: {why}"),
             format!(
-                "SELECT pg_drop_replication_slot({}); then postrider init --adopt. Events not published yet are in \
-                 the outbox table only; raise max_slot_wal_keep_size",
+                "recover by hand: SELECT pg_drop_replication_slot({}); then postrider init --adopt. Events not \
+                 published yet are in the outbox table only; raise max_slot_wal_keep_size",
                 escape_literal(name)
             ),
         ));

@@ -9,5 +9,7 @@ mod letters;
 mod mapping;
 mod outages;
 mod refusals;
+mod rollback;
 mod support;
+mod takeover;
 mod versions;

@@ -66,6 +66,49 @@ async fn postgres_stops_fast_though_nats_is_away_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_stops_fast_though_nats_hangs_and_memory_stays_flat() {
+    let mut pipeline = Pipeline::article().await;
+    pipeline.watch_commits().await;
+    let mut relay = pipeline.run().await;
+    let mut load = Load::endless(&pipeline, 3, &[100, 500, 10], PAUSE);
+    pipeline.stored(2000).await;
+    let before = relay.resident_max();
+    // Its connections stay open, and nothing comes back.
+    pipeline.nats.freeze();
+    let written = |count: i64| format!("SELECT count(*) >= {count} FROM outbox");
+    let rows: i64 = pipeline.ask("SELECT count(*) FROM outbox").await.parse().unwrap();
+    eventually("the writers go on", async || {
+        (pipeline.ask(&written(rows + 30_000)).await == "true").then_some(())
+    })
+    .await;
+    relay.is("role", "waiting").await;
+    pipeline.postgres.stop(Stop::Fast, Duration::from_secs(10)).await.unwrap();
+    pipeline.postgres.start_again().await.unwrap();
+    pipeline.nats.thaw();
+    relay.streams().await;
+    load.finish().await;
+    let grown = relay.resident_max() - before;
+    assert!(grown < 24 << 20, "{grown} bytes more");
+    pipeline.proves(&mut relay).await;
+}
+
+#[tokio::test]
+async fn a_giant_transaction_of_another_table_costs_no_session() {
+    let pipeline = Pipeline::article().await;
+    pipeline.execute("CREATE TABLE other (n int)").await;
+    let mut relay = pipeline.run().await;
+    pipeline
+        .execute(
+            "BEGIN; INSERT INTO other SELECT generate_series(1, 1500000); \
+             INSERT INTO outbox (event_type, payload) VALUES ('a', '{}'); COMMIT",
+        )
+        .await;
+    pipeline.stored(1).await;
+    assert!(!relay.stderr().contains("the session ended"), "{}", relay.stderr());
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_of_postgres_under_load_lose_and_double_nothing() {
     let mut pipeline = Pipeline::article().await;
     pipeline.watch_commits().await;
