@@ -320,7 +320,8 @@ fn stale(own: u32, newer: u32) -> Failure {
     Failure::new(
         Code::StalePrimary,
         format!("the server is on timeline {own}, events of timeline {newer} are known"),
-        "point postgres.url at the present primary; shut the former one down",
+        "shut the former primary down, and name the present one in postgres.url: with several hosts the relay tries \
+         the next by itself",
     )
 }
 

@@ -73,8 +73,17 @@ impl Sql {
     /// # Errors
     /// The last host's.
     pub async fn connect_any(target: &Target) -> Result<(Sql, Host), Error> {
+        Sql::connect_from(target, 0).await
+    }
+
+    /// The same, beginning with the host of this number, counted round and round.
+    ///
+    /// # Errors
+    /// The last host's.
+    pub async fn connect_from(target: &Target, first: usize) -> Result<(Sql, Host), Error> {
         let mut last = Error::Closed;
-        for host in &target.hosts {
+        let first = first % target.hosts.len().max(1);
+        for host in target.hosts.iter().cycle().skip(first).take(target.hosts.len()) {
             match Sql::connect_if_writable(target, host).await {
                 Ok(sql) => return Ok((sql, host.clone())),
                 Err(error) => last = error,

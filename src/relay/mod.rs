@@ -78,6 +78,7 @@ async fn run_between(
         board: board.clone(),
         pulse: pulse.clone(),
         streamed: false,
+        first_host: 0,
         published: 0,
         lettered: Lettered::default(),
         latency: latency::Recent::new(),
@@ -96,6 +97,9 @@ async fn run_between(
         };
         if process.published + process.lettered.total() > progress {
             (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
+        }
+        if failure.code == Code::StalePrimary {
+            process.first_host += 1;
         }
         if failure.code == Code::WalsenderSilent {
             patience = (patience * 2).min(PATIENCE_MAX);

@@ -49,8 +49,8 @@ impl Sides for Servers {
         })
     }
 
-    async fn postgres(&self) -> Result<Postgres, Failure> {
-        let (sql, host) = Sql::connect_any(&self.config.postgres.target).await?;
+    async fn postgres(&self, first: usize) -> Result<Postgres, Failure> {
+        let (sql, host) = Sql::connect_from(&self.config.postgres.target, first).await?;
         Ok(Postgres { sql: Arc::new(sql), host, config: Arc::clone(&self.config) })
     }
 }

@@ -86,7 +86,7 @@ async fn open<S: Sides>(
     let before = broker.stream.look().await?;
 
     note(process, Role::Waiting, State::Discover, "connecting to Postgres");
-    let base = sides.postgres().await?;
+    let base = sides.postgres(process.first_host).await?;
     let table = base.table().await?;
     let resolved = match resolved {
         Some(resolved) => resolved,

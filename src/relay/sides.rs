@@ -26,8 +26,8 @@ pub(super) trait Sides {
     /// Connects to NATS.
     async fn nats(&self) -> Result<Broker<Self::Stream, Self::Publisher>, Failure>;
 
-    /// Connects to Postgres by SQL: the first writable host.
-    async fn postgres(&self) -> Result<Self::Base, Failure>;
+    /// Connects to Postgres by SQL: to the first writable host, beginning with the one of this number.
+    async fn postgres(&self, first: usize) -> Result<Self::Base, Failure>;
 }
 
 /// A connection to NATS.

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod delivery;
+mod failover;
 mod letters;
 mod mapping;
 mod outages;

@@ -94,14 +94,45 @@ impl PostgresServer {
         });
         let (bin, folder) =
             made.await.map_err(|error| broken(format!("make a Postgres cluster: {error}")))??;
-        let mut server = PostgresServer { bin, account, process: None, frozen: Vec::new(), port: 0, folder };
-        for (name, value) in SETTINGS.iter().chain(options.settings) {
+        let server = PostgresServer { bin, account, process: None, frozen: Vec::new(), port: 0, folder };
+        for (name, value) in SETTINGS {
             server.set(name, value)?;
         }
-        server.set("unix_socket_directories", &server.make_socket_dir()?)?;
         if let Some(hba) = options.hba {
             server.set_hba(hba)?;
         }
+        server.begin(options.settings).await
+    }
+
+    /// Starts a server on a copy of this one's data, which must not run meanwhile: a clone, or a
+    /// standby with the `signal` file `standby.signal` and `primary_conninfo` among the settings.
+    ///
+    /// # Errors
+    /// It does not start; the message ends with its log.
+    pub async fn copy(
+        &self,
+        signal: Option<&str>,
+        settings: &[(&str, &str)],
+    ) -> Result<PostgresServer, Failure> {
+        let folder = place::new_folder()?;
+        place::run(Command::new("cp").arg("-a").args([self.data_dir(), folder.path().join("data")]))?;
+        let (bin, account) = (self.bin.clone(), self.account);
+        let copy = PostgresServer { bin, account, process: None, frozen: Vec::new(), port: 0, folder };
+        if let Some(signal) = signal {
+            let path = copy.data_dir().join(signal);
+            fs::write(&path, "").map_err(|error| unwritable(&path, &error))?;
+            place::give(&path, account)?;
+        }
+        copy.begin(settings).await
+    }
+
+    /// Adds these settings, and starts for the first time, on a free port.
+    async fn begin(self, settings: &[(&str, &str)]) -> Result<PostgresServer, Failure> {
+        let mut server = self;
+        for (name, value) in settings {
+            server.set(name, value)?;
+        }
+        server.set("unix_socket_directories", &server.make_socket_dir()?)?;
         for _ in 0..PORT_ATTEMPTS {
             server.port = place::free_port()?;
             server.set("port", &server.port.to_string())?;

@@ -165,6 +165,8 @@ pub(super) struct Process {
     pub(super) pulse: Pulse,
     /// The process has been in STREAM once: refusals no longer end it.
     pub(super) streamed: bool,
+    /// The host to begin with: another one after a former primary was met.
+    pub(super) first_host: usize,
     pub(super) published: u64,
     pub(super) lettered: Lettered,
     pub(super) latency: super::latency::Recent,

@@ -130,7 +130,7 @@ impl Sides for Models {
         jetstream::connect(&self.0).await
     }
 
-    async fn postgres(&self) -> Result<postgres::Sql, Failure> {
+    async fn postgres(&self, _: usize) -> Result<postgres::Sql, Failure> {
         postgres::connect(&self.0).await
     }
 }
