@@ -15,7 +15,7 @@ use crate::outbox::Event;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::sides;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -184,6 +184,7 @@ async fn carry(
     mut sent: mpsc::UnboundedReceiver<Wire>,
     answers: mpsc::UnboundedSender<(u64, u64, Answer)>,
 ) {
+    let client = Rc::new(());
     while let Some(first) = sent.recv().await {
         let mut batch = vec![first];
         while let Ok(next) = sent.try_recv() {
@@ -202,6 +203,9 @@ async fn carry(
             let (share, until) = broker.lossy;
             let lossy = if Instant::now() < until { share } else { 0.0 };
             if at >= lost_from || world.chance(lossy) || !broker.up {
+                if world.chance(0.3) {
+                    late(&world, Rc::downgrade(&client), event, size, seq - 1);
+                }
                 continue;
             }
             if sent.is_closed() && sent.is_empty() && world.chance(0.5) {
@@ -230,6 +234,19 @@ async fn carry(
             });
         }
     }
+}
+
+/// A publish that was long under way, in a server that was slow or in its cluster: it may arrive
+/// behind what was sent later, as long as its client is there.
+fn late(world: &Rc<World>, client: Weak<()>, event: Identity, size: usize, last: u64) {
+    let (world, delay) = (Rc::clone(world), world.millis(5..4000));
+    tokio::task::spawn_local(async move {
+        sleep(delay).await;
+        let mut broker = world.broker.borrow_mut();
+        if client.upgrade().is_some() && broker.answers() {
+            broker.stream.publish(Some(event), size, Some(last));
+        }
+    });
 }
 
 impl sides::Publisher for Publisher {
