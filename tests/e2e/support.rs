@@ -153,29 +153,9 @@ impl Pipeline {
 
     // ---- The binary --------------------------------------------------------------------------
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        // A relay must not outlive a killed test; the kernel sees to it where setpriv is there.
-        let binary = env!("CARGO_BIN_EXE_postrider");
-        let mut command = if has_setpriv() {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "--", binary]);
-            command
-        } else {
-            Command::new(binary)
-        };
-        command.args(arguments).env_clear().envs(&self.environment).current_dir("/").stdin(Stdio::null());
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
-        }
-        command
-    }
-
     /// Starts a command and leaves it running.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Relay {
-        let (stdout, stderr) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
-        let mut command = self.command(arguments);
-        command.stdout(stdout.reopen().unwrap()).stderr(append(&stderr));
-        Relay { child: command.spawn().unwrap(), stdout, stderr }
+        Relay::spawn(&self.environment, arguments)
     }
 
     /// Runs a command to its end.
@@ -361,6 +341,26 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
+    /// Starts a command of the binary with this environment and no other.
+    pub(crate) fn spawn(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Relay {
+        // A relay must not outlive a killed test; the kernel sees to it where setpriv is there.
+        let binary = env!("CARGO_BIN_EXE_postrider");
+        let mut command = if has_setpriv() {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "--", binary]);
+            command
+        } else {
+            Command::new(binary)
+        };
+        command.args(arguments).env_clear().envs(environment).current_dir("/").stdin(Stdio::null());
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        let (stdout, stderr) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
+        command.stdout(stdout.reopen().unwrap()).stderr(append(&stderr));
+        Relay { child: command.spawn().unwrap(), stdout, stderr }
+    }
+
     pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(self.stderr.path()).unwrap_or_default()
     }
