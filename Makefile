@@ -4,12 +4,21 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test soak bench demo
+# How long `make torture` and each pair of `make torture-matrix` last; a seed, a Postgres and a NATS
+# (a version, cluster, cluster-2.12) of one's own for the former.
+MINUTES ?=
+SEED ?=
+POSTGRES ?=
+NATS ?=
+
+.PHONY: help build check servers test soak torture torture-matrix bench demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
 	@echo "make test     all tests, on servers that they start"
 	@echo "make soak     the relay between models of both servers, under faults drawn by seed   [SEED=1 COUNT=20000]"
+	@echo "make torture  two minutes of faults, drawn by a seed   [MINUTES=10] [SEED=1] [POSTGRES=16] [NATS=2.10]"
+	@echo "make torture-matrix   the same on pairs of versions, a minute each   [MINUTES=1]"
 	@echo "make bench    the relay beside its floors: drain and latency, in ten minutes   [ARGS=\"--rounds 5\"]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
@@ -35,6 +44,16 @@ soak: COUNT ?= 20000
 soak:
 	POSTRIDER_SIMULATION_SEED=$(SEED) POSTRIDER_SIMULATION_COUNT=$(COUNT) \
 		$(CARGO) test --locked --release --lib under_any_mix -- --nocapture
+
+torture:
+	scripts/servers.sh all
+	POSTRIDER_TORTURE_MINUTES=$(MINUTES) POSTRIDER_TORTURE_SEED=$(SEED) POSTRIDER_TORTURE_POSTGRES=$(POSTGRES) \
+		POSTRIDER_TORTURE_NATS=$(NATS) $(CARGO) test --locked --test torture -- --nocapture
+
+torture-matrix:
+	scripts/servers.sh torture
+	$(CARGO) test --locked --test torture --no-run
+	CARGO="$(CARGO)" scripts/torture-matrix.sh $(MINUTES)
 
 bench:
 	scripts/servers.sh

