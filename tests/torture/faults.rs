@@ -101,13 +101,20 @@ impl Fault {
 
     /// How long it lasts.
     pub(crate) fn draw_hold(self, rng: &mut Rng) -> Duration {
-        let seconds = match rng.u32(..12) {
+        let seconds = match rng.u32(..16) {
             0 => 12.0 + 28.0 * rng.f64(),
-            1..4 => 5.0 + 7.0 * rng.f64(),
-            _ => 0.2 + 4.8 * rng.f64(),
+            1..4 => 4.0 + 8.0 * rng.f64(),
+            _ => 0.1 + 2.9 * rng.f64(),
         };
-        let seconds = if self.is_of_store() { f64::min(2.0 + seconds, STORE_SECONDS_MAX) } else { seconds };
-        Duration::from_secs_f64(seconds)
+        Duration::from_secs_f64(match self {
+            Fault::StorePutBack | Fault::StoreCut { .. } => f64::min(2.0 + seconds, STORE_SECONDS_MAX),
+            Fault::Relay(OfRelay::Second(_))
+            | Fault::PostgresLink(OfLink::Cut)
+            | Fault::NatsLink { fault: OfLink::Cut, .. }
+            | Fault::StepDown
+            | Fault::RestartAllNodes => f64::min(seconds, 1.0),
+            _ => seconds,
+        })
     }
 
     /// It loses what was stored meanwhile, so something should be.
@@ -212,13 +219,13 @@ impl OfRelay {
     async fn begin(self, rig: &mut Rig) {
         match self {
             OfRelay::Kill(relay) => rig.kill_relay(rig.running(relay)),
-            OfRelay::Terminate(relay) => signal(rig, relay, Signal::TERM),
-            OfRelay::Freeze(relay) => signal(rig, relay, Signal::STOP),
+            OfRelay::Terminate(relay) => rig.signal(rig.running(relay), Signal::TERM),
+            OfRelay::Freeze(relay) => rig.signal(rig.running(relay), Signal::STOP),
             OfRelay::Second(relay) => {
                 if let Some(free) = rig.relays.iter().position(Option::is_none) {
                     rig.start_relay(free);
                 } else {
-                    signal(rig, relay, Signal::TERM);
+                    rig.signal(relay, Signal::TERM);
                     rig.terminated(relay).await;
                 }
             }
@@ -237,16 +244,9 @@ impl OfRelay {
                 rig.terminated(relay).await;
                 rig.start_relay(relay);
             }
-            OfRelay::Freeze(relay) => signal(rig, relay, Signal::CONT),
+            OfRelay::Freeze(relay) => rig.signal(rig.running(relay), Signal::CONT),
             OfRelay::Second(_) => {}
         }
-    }
-}
-
-fn signal(rig: &mut Rig, relay: usize, signal: Signal) {
-    let relay = rig.running(relay);
-    if let Some(relay) = &mut rig.relays[relay] {
-        relay.signal(signal);
     }
 }
 

@@ -68,10 +68,8 @@ async fn under_faults_of_every_kind_nothing_is_lost_doubled_or_out_of_order() {
     rig.drains((rows.len() - poison) as u64, i64::try_from(poison).unwrap(), DRAIN_MAX).await;
     rig.note("all is stored");
     for relay in 0..2 {
-        if let Some(running) = &mut rig.relays[relay] {
-            running.signal(Signal::TERM);
-            rig.terminated(relay).await;
-        }
+        rig.signal(relay, Signal::TERM);
+        rig.terminated(relay).await;
     }
     let proof = proof(&rig, &rows).await;
     rig.note(&format!("{faults} faults: {proof}"));
@@ -93,7 +91,7 @@ async fn torture(rig: &mut Rig, time: Duration) -> u32 {
         let (second_after, second_hold) = (hold.mul_f64(rng.f64()), second.draw_hold(&mut rng));
         let both = rng.u32(..4) == 0 && fault.may_meet(second) && !second.is_of_store();
         let pause = Duration::from_secs_f64(6.0 * rng.f64() * rng.f64());
-        let flow = rng.u32(..3) == 0;
+        let flow = rng.bool();
 
         if fault.is_of_store() {
             rig.flows().await;

@@ -7,6 +7,7 @@ use crate::support::{ARTICLE, DEADLINE, Relay, connect, within};
 use crate::watch::{Seen, status, watch};
 use async_nats::jetstream;
 use postrider::demo::servers::{NatsServer, PostgresOptions, PostgresPrograms, PostgresServer, nats_program};
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -36,6 +37,8 @@ pub(crate) struct Rig {
     pub(crate) relays: [Option<Relay>; 2],
     environments: Vec<BTreeMap<String, String>>,
     ports: Vec<u16>,
+    /// Told to end: that it does is no fault.
+    ending: [bool; 2],
     /// Logs of relays that have ended.
     logs: Vec<String>,
     pub(crate) seen: Arc<Mutex<Seen>>,
@@ -94,6 +97,7 @@ impl Rig {
             begun,
             notes: Vec::new(),
             relays: [None, None],
+            ending: [false; 2],
             environments,
             seen: watch(&ports),
             ports,
@@ -129,6 +133,13 @@ impl Rig {
         }
     }
 
+    pub(crate) fn signal(&mut self, relay: usize, signal: Signal) {
+        if let Some(running) = &mut self.relays[relay] {
+            self.ending[relay] |= signal == Signal::TERM;
+            running.signal(signal);
+        }
+    }
+
     /// Waits for the end of a relay that was told to end.
     pub(crate) async fn terminated(&mut self, relay: usize) {
         let Some(ending) = &mut self.relays[relay] else { return };
@@ -136,7 +147,7 @@ impl Rig {
         // None: it had no handler of the signal yet.
         assert!(matches!(code, Some(0) | None), "the relay ended with {code:?} after SIGTERM");
         self.logs.push(ending.stderr());
-        self.relays[relay] = None;
+        (self.relays[relay], self.ending[relay]) = (None, false);
     }
 
     /// One that runs: this one, else the other.
@@ -147,7 +158,10 @@ impl Rig {
     fn check_relays(&mut self) {
         for (number, relay) in self.relays.iter_mut().enumerate() {
             let code = relay.as_mut().and_then(Relay::exit_code);
-            assert!(code.is_none(), "relay {number} has ended by itself, with {code:?}");
+            assert!(
+                code.is_none() || self.ending[number],
+                "relay {number} has ended by itself, with {code:?}"
+            );
         }
     }
 
