@@ -9,7 +9,8 @@ use std::path::Path;
 
 pub(crate) const NODES: usize = 3;
 
-/// Starts them, and waits until JetStream has a leader. `jetstream` is added to that block of each.
+/// Starts them, and waits until JetStream has a leader. `jetstream` is added to that
+/// block of each.
 pub(crate) async fn start(program: &Path, jetstream: &str) -> Vec<NatsServer> {
     let ports: Vec<_> = (0..NODES).map(|_| free_port()).collect();
     let routes: Vec<_> = ports.iter().map(|port| format!("\"nats-route://127.0.0.1:{port}\"")).collect();
@@ -17,7 +18,7 @@ pub(crate) async fn start(program: &Path, jetstream: &str) -> Vec<NatsServer> {
     for (node, port) in ports.iter().enumerate() {
         // Clients must not learn of addresses that go around the proxies.
         let extra = format!(
-            "server_name: node{node}\njetstream {{ store_dir: $STORE, {jetstream} }}\n\
+            "server_name: node{node}\njetstream {{ store_dir: $STORE{jetstream} }}\n\
              cluster {{ name: torture, listen: \"127.0.0.1:{port}\", no_advertise: true, routes: [{}] }}\n",
             routes.join(", ")
         );

@@ -3,10 +3,11 @@
 use crate::cluster;
 use crate::proxy::{Mode, Proxy, Way};
 use crate::rig::Rig;
-use crate::store::{Copy, Mark, Tail};
+use crate::store::{Copy, Mark, Sync, Tail};
 use crate::support::within;
 use fastrand::Rng;
-use postrider::demo::servers::Stop;
+use futures_util::future::join_all;
+use postrider::demo::servers::{NatsServer, Stop};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,6 @@ use std::time::{Duration, Instant};
 const POSTGRES_STOP_MAX: Duration = Duration::from_secs(90);
 /// Until a restarted node has caught up; the next is restarted then, or later all the same.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
-/// A store is put back before its copy is too old for it.
-const STORE_SECONDS_MAX: f64 = 8.0;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
@@ -100,14 +99,16 @@ impl Fault {
     }
 
     /// How long it lasts.
-    pub(crate) fn draw_hold(self, rng: &mut Rng) -> Duration {
+    pub(crate) fn draw_hold(self, rng: &mut Rng, sync: Sync) -> Duration {
         let seconds = match rng.u32(..16) {
             0 => 12.0 + 28.0 * rng.f64(),
             1..4 => 4.0 + 8.0 * rng.f64(),
             _ => 0.1 + 2.9 * rng.f64(),
         };
         Duration::from_secs_f64(match self {
-            Fault::StorePutBack | Fault::StoreCut { .. } => f64::min(2.0 + seconds, STORE_SECONDS_MAX),
+            Fault::StorePutBack | Fault::StoreCut { .. } => {
+                f64::min(2.0 + seconds, sync.wait_max().as_secs_f64())
+            }
             Fault::Relay(OfRelay::Second(_))
             | Fault::PostgresLink(OfLink::Cut)
             | Fault::NatsLink { fault: OfLink::Cut, .. }
@@ -187,15 +188,19 @@ impl Begun {
             Fault::StorePutBack => {
                 let before = rig.last_seq().await;
                 rig.nodes.iter_mut().for_each(|node| node.kill());
-                let copies: Vec<_> =
-                    self.copies.into_iter().zip(&rig.nodes).map(|(copy, node)| copy.put_back(node)).collect();
+                let copies: Vec<_> = self
+                    .copies
+                    .into_iter()
+                    .zip(&rig.nodes)
+                    .map(|(copy, node)| copy.put_back(node, rig.sync))
+                    .collect();
                 start_nodes(rig).await;
                 went_back(rig, &copies.join("; "), before).await;
             }
             Fault::StoreCut { share, tail, without_index } => {
                 let before = rig.last_seq().await;
                 rig.nodes[0].kill();
-                let cut = self.mark.map(|mark| mark.cut(&rig.nodes[0], share, tail, without_index));
+                let cut = self.mark.map(|mark| mark.cut(&rig.nodes[0], rig.sync, share, tail, without_index));
                 start_nodes(rig).await;
                 went_back(rig, &cut.unwrap_or_default(), before).await;
             }
@@ -303,9 +308,9 @@ fn each_link(rig: &Rig, node: Option<usize>, act: impl FnMut(&Proxy)) {
 }
 
 async fn start_nodes(rig: &mut Rig) {
-    for node in &mut rig.nodes {
-        node.start_again().await.unwrap();
-    }
+    // At once: one alone is not ready before it sees another.
+    let starts = join_all(rig.nodes.iter_mut().map(NatsServer::start_again)).await;
+    starts.into_iter().for_each(Result::unwrap);
 }
 
 async fn went_back(rig: &mut Rig, how: &str, before: Option<u64>) {

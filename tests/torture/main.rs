@@ -75,7 +75,7 @@ async fn under_faults_of_every_kind_nothing_is_lost_doubled_or_out_of_order() {
     rig.note(&format!("{faults} faults: {proof}"));
     assert!(proof.holds(), "{proof}");
     let seen = rig.seen.lock().unwrap();
-    println!("states seen, once a second: {:?}", seen.states);
+    println!("states seen, once a second: {:?}; confirmed {} times", seen.states, seen.confirmed.len());
     assert!(!seen.states.is_empty(), "no relay ever told its status");
     assert!(seen.silent.is_empty(), "no reason was given: {:?}", seen.silent);
 }
@@ -86,11 +86,15 @@ async fn torture(rig: &mut Rig, time: Duration) -> u32 {
     let (begun, mut faults) = (Instant::now(), 0);
     while begun.elapsed() < time {
         let fault = Fault::draw(&mut rng, rig.nodes.len());
-        let hold = fault.draw_hold(&mut rng);
+        let hold = fault.draw_hold(&mut rng, rig.sync);
         let second = Fault::draw(&mut rng, rig.nodes.len());
-        let (second_after, second_hold) = (hold.mul_f64(rng.f64()), second.draw_hold(&mut rng));
+        let (second_after, second_hold) = (hold.mul_f64(rng.f64()), second.draw_hold(&mut rng, rig.sync));
         let both = rng.u32(..4) == 0 && fault.may_meet(second) && !second.is_of_store();
-        let pause = Duration::from_secs_f64(6.0 * rng.f64() * rng.f64());
+        // Now and then long enough for a session to confirm what it stored.
+        let pause = match rng.u32(..12) {
+            0 => rig.sync.hold_back() + Duration::from_secs(5),
+            _ => Duration::from_secs_f64(6.0 * rng.f64() * rng.f64()),
+        };
         let flow = rng.bool();
 
         if fault.is_of_store() {

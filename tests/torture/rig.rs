@@ -2,7 +2,7 @@
 
 use crate::cluster::{self, free_port};
 use crate::proxy::Proxy;
-use crate::store::SYNC_INTERVAL;
+use crate::store::Sync;
 use crate::support::{ARTICLE, DEADLINE, Relay, connect, within};
 use crate::watch::{Seen, status, watch};
 use async_nats::jetstream;
@@ -42,6 +42,7 @@ pub(crate) struct Rig {
     /// Logs of relays that have ended.
     logs: Vec<String>,
     pub(crate) seen: Arc<Mutex<Seen>>,
+    pub(crate) sync: Sync,
     pub(crate) postgres: PostgresServer,
     pub(crate) nodes: Vec<NatsServer>,
     pub(crate) postgres_link: Proxy,
@@ -58,11 +59,18 @@ impl Rig {
         let options = PostgresOptions { settings: &settings, ..PostgresOptions::default() };
         let postgres = PostgresServer::start_with(&programs, options).await.unwrap();
         let program = nats_program(pair.nats.as_deref()).unwrap();
-        let sync = format!("sync_interval: {SYNC_INTERVAL}");
+        // A cluster takes longer until it stores again after a power loss.
+        let sync = Sync(Duration::from_secs(if pair.cluster { 10 } else { 5 }));
+        let interval = format!("{}s", sync.0.as_secs());
+        // 2.9 has no such setting; its two minutes matter only to a power loss that is not played.
+        let setting = match pair.nats.as_deref() {
+            Some("2.9") => String::new(),
+            _ => format!(", sync_interval: {interval}"),
+        };
         let nodes = if pair.cluster {
-            cluster::start(&program, &sync).await
+            cluster::start(&program, &setting).await
         } else {
-            let extra = format!("jetstream {{ store_dir: $STORE, {sync} }}");
+            let extra = format!("jetstream {{ store_dir: $STORE{setting} }}");
             vec![NatsServer::start(&program, &extra).await.unwrap()]
         };
         let postgres_link = Proxy::to(postgres.port()).await;
@@ -77,7 +85,7 @@ impl Rig {
             let variables = [
                 ("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", postgres_link.port())),
                 ("NATS_URL", urls.join(",")),
-                ("POSTRIDER_NATS_SYNC_INTERVAL", SYNC_INTERVAL.to_owned()),
+                ("POSTRIDER_NATS_SYNC_INTERVAL", interval.clone()),
                 ("POSTRIDER_NATS_REPLICAS", nodes.len().to_string()),
                 ("POSTRIDER_HTTP_LISTEN", format!("127.0.0.1:{port}")),
             ];
@@ -102,6 +110,7 @@ impl Rig {
             seen: watch(&ports),
             ports,
             logs: Vec::new(),
+            sync,
             postgres,
             nodes,
             postgres_link,

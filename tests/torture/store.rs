@@ -10,10 +10,29 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// `2 x sync_interval + 10 s` is the relay's hold-back.
-pub(crate) const SYNC_INTERVAL: &str = "5s";
-/// Well below the hold-back of 20 s: the stopped server is not read at once.
-const AGE_MAX: Duration = Duration::from_secs(12);
+/// Below the hold-back by this. The relay looks at the stream before it confirms, so that less
+/// would do.
+const MARGIN: Duration = Duration::from_secs(6);
+
+/// How often the server syncs, and what follows from it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sync(pub(crate) Duration);
+
+impl Sync {
+    /// The relay's own.
+    pub(crate) fn hold_back(self) -> Duration {
+        2 * self.0 + Duration::from_secs(10)
+    }
+
+    fn age_max(self) -> Duration {
+        self.hold_back() - MARGIN
+    }
+
+    /// How long a power loss may wait for events to lose.
+    pub(crate) fn wait_max(self) -> Duration {
+        self.age_max() - MARGIN
+    }
+}
 
 /// The whole store as it was.
 pub(crate) struct Copy {
@@ -32,9 +51,9 @@ impl Copy {
     }
 
     /// Puts it back below a server that does not run, unless it has become too old.
-    pub(crate) fn put_back(self, nats: &NatsServer) -> String {
+    pub(crate) fn put_back(self, nats: &NatsServer, sync: Sync) -> String {
         let age = self.taken.elapsed();
-        if age > AGE_MAX {
+        if age > sync.age_max() {
             return format!("the copy is {age:.1?} old, it is not put back");
         }
         let store = nats.store_dir();
@@ -82,9 +101,16 @@ impl Mark {
     }
 
     /// Cuts the newest block of a server that does not run, `share` of the way back to the mark.
-    pub(crate) fn cut(self, nats: &NatsServer, share: f64, tail: Tail, without_index: bool) -> String {
+    pub(crate) fn cut(
+        self,
+        nats: &NatsServer,
+        sync: Sync,
+        share: f64,
+        tail: Tail,
+        without_index: bool,
+    ) -> String {
         let age = self.taken.elapsed();
-        if age > AGE_MAX {
+        if age > sync.age_max() {
             return format!("the mark is {age:.1?} old, nothing is cut");
         }
         let newest = blocks(&nats.store_dir()).pop().unwrap();

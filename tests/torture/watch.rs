@@ -1,7 +1,7 @@
 //! Asks each relay once a second what it does.
 
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,6 +15,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Seen {
     /// Answers by state.
     pub(crate) states: BTreeMap<String, u32>,
+    /// Each LSN that was confirmed.
+    pub(crate) confirmed: BTreeSet<String>,
     /// Answers that name neither a stream nor a reason.
     pub(crate) silent: Vec<String>,
 }
@@ -41,6 +43,9 @@ fn note(seen: &mut Seen, status: &Value) {
     let state = status["state"].as_str().unwrap_or("none").to_owned();
     if state != "stream" && status["reason"].as_str().is_none_or(str::is_empty) {
         seen.silent.push(status.to_string());
+    }
+    if let Some(lsn) = status["confirmed_lsn"].as_str() {
+        seen.confirmed.insert(lsn.to_owned());
     }
     *seen.states.entry(state).or_default() += 1;
 }
