@@ -107,7 +107,7 @@ impl Fault {
         };
         Duration::from_secs_f64(match self {
             Fault::StorePutBack | Fault::StoreCut { .. } => {
-                f64::min(2.0 + seconds, sync.wait_max().as_secs_f64())
+                rng.f64().mul_add(sync.wait_max().as_secs_f64() - 2.0, 2.0)
             }
             Fault::Relay(OfRelay::Second(_))
             | Fault::PostgresLink(OfLink::Cut)

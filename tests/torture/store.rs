@@ -28,9 +28,9 @@ impl Sync {
         self.hold_back() - MARGIN
     }
 
-    /// How long a power loss may wait for events to lose.
+    /// How long a power loss may wait for events to lose: the servers' start counts too.
     pub(crate) fn wait_max(self) -> Duration {
-        self.age_max() - MARGIN
+        self.age_max().mul_f64(0.8)
     }
 }
 
