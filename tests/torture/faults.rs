@@ -4,7 +4,7 @@ use crate::cluster;
 use crate::proxy::{Mode, Proxy, Way};
 use crate::rig::Rig;
 use crate::store::{Copy, Mark, Sync, Tail};
-use crate::support::within;
+use crate::support::{connect, within};
 use fastrand::Rng;
 use futures_util::future::join_all;
 use postrider::demo::servers::{NatsServer, Stop};
@@ -15,11 +15,15 @@ use std::time::{Duration, Instant};
 const POSTGRES_STOP_MAX: Duration = Duration::from_secs(90);
 /// Until a restarted node has caught up; the next is restarted then, or later all the same.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
+const TERMINATE: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'postrider'";
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
     Relay(OfRelay),
     Postgres(OfServer),
+    /// An administrator ends the relay's sessions.
+    PostgresTerminates,
     Nats {
         node: usize,
         fault: OfServer,
@@ -80,7 +84,8 @@ impl Fault {
         let clustered = nodes > 1;
         match rng.u32(..100) {
             0..28 => Fault::Relay(OfRelay::draw(rng)),
-            28..42 => Fault::Postgres(OfServer::draw(rng)),
+            28..39 => Fault::Postgres(OfServer::draw(rng)),
+            39..42 => Fault::PostgresTerminates,
             42..58 => Fault::Nats { node, fault: OfServer::draw(rng) },
             58..68 => Fault::PostgresLink(OfLink::draw(rng)),
             68..82 => {
@@ -112,6 +117,7 @@ impl Fault {
             Fault::Relay(OfRelay::Second(_))
             | Fault::PostgresLink(OfLink::Cut)
             | Fault::NatsLink { fault: OfLink::Cut, .. }
+            | Fault::PostgresTerminates
             | Fault::StepDown
             | Fault::RestartAllNodes => f64::min(seconds, 1.0),
             _ => seconds,
@@ -131,7 +137,7 @@ impl Fault {
     fn part(self) -> u32 {
         match self {
             Fault::Relay(_) => 0,
-            Fault::Postgres(_) => 1,
+            Fault::Postgres(_) | Fault::PostgresTerminates => 1,
             Fault::PostgresLink(_) => 2,
             Fault::NatsLink { .. } => 3,
             _ => 4,
@@ -151,6 +157,11 @@ impl Fault {
                     rig.note(&format!("stopped in {took:.1?}"));
                 }
             },
+            Fault::PostgresTerminates => {
+                let client = connect(&rig.postgres.url("postgres")).await.unwrap();
+                let ended = client.execute(TERMINATE, &[]).await.unwrap();
+                rig.note(&format!("{ended} sessions are ended"));
+            }
             Fault::Nats { node, fault } => match fault {
                 OfServer::Kill => rig.nodes[node].kill(),
                 OfServer::Freeze => rig.nodes[node].freeze(),
@@ -204,7 +215,7 @@ impl Begun {
                 start_nodes(rig).await;
                 went_back(rig, &cut.unwrap_or_default(), before).await;
             }
-            Fault::StepDown | Fault::RestartAllNodes => {}
+            Fault::PostgresTerminates | Fault::StepDown | Fault::RestartAllNodes => {}
         }
         rig.note(&format!("{:?} is over", self.fault));
     }

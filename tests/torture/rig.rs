@@ -216,12 +216,8 @@ impl Rig {
         loop {
             self.check_relays();
             let last = self.last_seq().await;
-            let lettered = match letters {
-                0 => 0,
-                _ => {
-                    client.query_one("SELECT count(*) FROM postrider.dead_letter", &[]).await.unwrap().get(0)
-                }
-            };
+            let counted = client.query_one("SELECT count(*) FROM postrider.dead_letter", &[]).await.unwrap();
+            let lettered: i64 = counted.get(0);
             if last >= Some(messages) && lettered >= letters {
                 return;
             }
