@@ -46,7 +46,7 @@ soak:
 		$(CARGO) test --locked --release --lib under_any_mix -- --nocapture
 
 torture:
-	scripts/servers.sh all
+	scripts/servers.sh $(if $(filter 2.9%,$(NATS)),torture,all)
 	POSTRIDER_TORTURE_MINUTES=$(MINUTES) POSTRIDER_TORTURE_SEED=$(SEED) POSTRIDER_TORTURE_POSTGRES=$(POSTGRES) \
 		POSTRIDER_TORTURE_NATS=$(NATS) $(CARGO) test --locked --test torture -- --nocapture
 

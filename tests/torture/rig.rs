@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -62,10 +63,11 @@ impl Rig {
         // A cluster takes longer until it stores again after a power loss.
         let sync = Sync(Duration::from_secs(if pair.cluster { 10 } else { 5 }));
         let interval = format!("{}s", sync.0.as_secs());
-        // 2.9 has no such setting; its two minutes matter only to a power loss that is not played.
-        let setting = match pair.nats.as_deref() {
-            Some("2.9") => String::new(),
-            _ => format!(", sync_interval: {interval}"),
+        // 2.9 has no such setting. What matters here is how much a played power loss takes.
+        let printed = Command::new(&program).arg("--version").output().unwrap().stdout;
+        let setting = match String::from_utf8(printed).unwrap().contains("v2.9.") {
+            true => String::new(),
+            false => format!(", sync_interval: {interval}"),
         };
         let nodes = if pair.cluster {
             cluster::start(&program, &setting).await
