@@ -8,7 +8,7 @@ use crate::support::{connect, within};
 use fastrand::Rng;
 use futures_util::future::join_all;
 use postrider::demo::servers::{NatsServer, Stop};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::{Duration, Instant};
 
 /// A walsender whose relay cannot answer holds a fast stop up until `wal_sender_timeout`, 30 s.
@@ -60,6 +60,8 @@ pub(crate) enum OfServer {
     Kill,
     Stop,
     Freeze,
+    /// Takes no one new and lets those go on who are there (a smart stop, lame duck mode).
+    Leave,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +154,7 @@ impl Fault {
             Fault::Postgres(fault) => match fault {
                 OfServer::Kill => rig.postgres.kill().await,
                 OfServer::Freeze => rig.postgres.freeze(),
+                OfServer::Leave => send(rig.postgres.pid(), Signal::TERM),
                 OfServer::Stop => {
                     let took = rig.postgres.stop(Stop::Fast, POSTGRES_STOP_MAX).await.unwrap();
                     rig.note(&format!("stopped in {took:.1?}"));
@@ -165,6 +168,7 @@ impl Fault {
             Fault::Nats { node, fault } => match fault {
                 OfServer::Kill => rig.nodes[node].kill(),
                 OfServer::Freeze => rig.nodes[node].freeze(),
+                OfServer::Leave => send(rig.nodes[node].pid(), Signal::USR2),
                 OfServer::Stop => rig.nodes[node].stop().await.unwrap(),
             },
             Fault::PostgresLink(fault) => fault.begin(&rig.postgres_link),
@@ -191,9 +195,15 @@ impl Begun {
         match self.fault {
             Fault::Relay(fault) => fault.end(rig).await,
             Fault::Postgres(OfServer::Freeze) => rig.postgres.thaw(),
-            Fault::Postgres(_) => rig.postgres.start_again().await.unwrap(),
+            Fault::Postgres(_) => {
+                rig.postgres.stop(Stop::Fast, POSTGRES_STOP_MAX).await.unwrap();
+                rig.postgres.start_again().await.unwrap();
+            }
             Fault::Nats { node, fault: OfServer::Freeze } => rig.nodes[node].thaw(),
-            Fault::Nats { node, .. } => rig.nodes[node].start_again().await.unwrap(),
+            Fault::Nats { node, .. } => {
+                rig.nodes[node].kill();
+                rig.nodes[node].start_again().await.unwrap();
+            }
             Fault::PostgresLink(fault) => fault.end(&rig.postgres_link),
             Fault::NatsLink { node, fault } => each_link(rig, node, |link| fault.end(link)),
             Fault::StorePutBack => {
@@ -268,10 +278,11 @@ impl OfRelay {
 
 impl OfServer {
     fn draw(rng: &mut Rng) -> OfServer {
-        match rng.u32(..3) {
-            0 => OfServer::Kill,
-            1 => OfServer::Stop,
-            _ => OfServer::Freeze,
+        match rng.u32(..7) {
+            0..2 => OfServer::Kill,
+            2..4 => OfServer::Stop,
+            4..6 => OfServer::Freeze,
+            _ => OfServer::Leave,
         }
     }
 }
@@ -308,6 +319,11 @@ impl OfLink {
         }
         link.set(Mode::Pass);
     }
+}
+
+fn send(pid: Option<u32>, signal: Signal) {
+    let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().unwrap())).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 fn each_link(rig: &Rig, node: Option<usize>, act: impl FnMut(&Proxy)) {
