@@ -45,8 +45,9 @@ impl Copy {
     pub(crate) fn take(nats: &NatsServer) -> Copy {
         let store = nats.store_dir();
         let folder = tempfile::tempdir_in(store.parent().unwrap()).unwrap();
-        let newest = blocks(&store).pop();
-        copy(&store, &folder.path().join("store"), newest.as_deref());
+        let mut done = blocks(&store);
+        done.pop();
+        copy(&store, &folder.path().join("store"), &done);
         Copy { taken: Instant::now(), folder }
     }
 
@@ -63,15 +64,16 @@ impl Copy {
     }
 }
 
-/// Blocks before the newest do not change any more: those are linked.
-fn copy(from: &Path, to: &Path, newest: Option<&Path>) {
+/// `done` are files that do not change any more: the stream's blocks before the newest. They are
+/// linked.
+fn copy(from: &Path, to: &Path, done: &[PathBuf]) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let from = entry.unwrap().path();
         let to = to.join(from.file_name().unwrap());
         if from.is_dir() {
-            copy(&from, &to, newest);
-        } else if is_block(&from) && newest != Some(&from) {
+            copy(&from, &to, done);
+        } else if done.contains(&from) {
             fs::hard_link(&from, &to).unwrap();
         } else {
             fs::copy(&from, &to).unwrap();
