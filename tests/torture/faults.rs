@@ -220,6 +220,9 @@ impl Begun {
             }
             Fault::StoreCut { share, tail, without_index } => {
                 let before = rig.last_seq().await;
+                // 2.9 counts a record that ends in zeros, and cannot read it: a hole instead of a lost
+                // tail, at which the relay rightly halts.
+                let tail = if rig.is_nats_2_9 { Tail::Gone } else { tail };
                 rig.nodes[0].kill();
                 let cut = self.mark.map(|mark| mark.cut(&rig.nodes[0], rig.sync, share, tail, without_index));
                 start_nodes(rig).await;

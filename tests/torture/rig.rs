@@ -44,6 +44,7 @@ pub(crate) struct Rig {
     logs: Vec<String>,
     pub(crate) seen: Arc<Mutex<Seen>>,
     pub(crate) sync: Sync,
+    pub(crate) is_nats_2_9: bool,
     pub(crate) postgres: PostgresServer,
     pub(crate) nodes: Vec<NatsServer>,
     pub(crate) postgres_link: Proxy,
@@ -65,10 +66,8 @@ impl Rig {
         let interval = format!("{}s", sync.0.as_secs());
         // 2.9 has no such setting. What matters here is how much a played power loss takes.
         let printed = Command::new(&program).arg("--version").output().unwrap().stdout;
-        let setting = match String::from_utf8(printed).unwrap().contains("v2.9.") {
-            true => String::new(),
-            false => format!(", sync_interval: {interval}"),
-        };
+        let is_nats_2_9 = String::from_utf8(printed).unwrap().contains("v2.9.");
+        let setting = if is_nats_2_9 { String::new() } else { format!(", sync_interval: {interval}") };
         let nodes = if pair.cluster {
             cluster::start(&program, &setting).await
         } else {
@@ -113,6 +112,7 @@ impl Rig {
             ports,
             logs: Vec::new(),
             sync,
+            is_nats_2_9,
             postgres,
             nodes,
             postgres_link,
