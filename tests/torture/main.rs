@@ -24,6 +24,7 @@
 mod cluster;
 mod faults;
 mod oracle;
+mod play;
 mod proof;
 mod proxy;
 mod rig;

@@ -84,31 +84,35 @@ async fn connect(client: TcpStream, server: u16, state: watch::Receiver<State>) 
 /// goes on by itself: what a killed relay has sent still arrives.
 async fn carry(
     way: Way,
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
     mut state: watch::Receiver<State>,
     cuts: u64,
 ) {
-    let mut cut = state.clone();
-    let carried = async {
-        let mut piece = vec![0; 1 << 16];
-        loop {
-            state.wait_for(|state| state.mode != Mode::Stall).await.ok()?;
-            let length = from.read(&mut piece).await.ok().filter(|length| *length > 0)?;
-            // Read before the stall began, it is held by it.
-            let mode = state.wait_for(|state| state.mode != Mode::Stall).await.ok()?.mode;
-            match mode {
-                Mode::Lose(lost) if lost == way => continue,
-                Mode::Delay(delay) => tokio::time::sleep(delay).await,
-                _ => {}
-            }
-            to.write_all(&piece[..length]).await.ok()?;
-        }
-        #[allow(unreachable_code, reason = "the type of the block")]
-        Some(())
-    };
     tokio::select! {
-        _ = carried => {}
-        _ = cut.wait_for(|state| state.cuts > cuts) => {}
+        _ = forward(way, from, to, state.clone()) => {}
+        _ = state.wait_for(|state| state.cuts > cuts) => {}
+    }
+}
+
+/// None, in the end.
+async fn forward(
+    way: Way,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut state: watch::Receiver<State>,
+) -> Option<()> {
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        state.wait_for(|state| state.mode != Mode::Stall).await.ok()?;
+        let length = from.read(&mut piece).await.ok().filter(|length| *length > 0)?;
+        // Read before the stall began, it is held by it.
+        let mode = state.wait_for(|state| state.mode != Mode::Stall).await.ok()?.mode;
+        match mode {
+            Mode::Lose(lost) if lost == way => continue,
+            Mode::Delay(delay) => tokio::time::sleep(delay).await,
+            _ => {}
+        }
+        to.write_all(&piece[..length]).await.ok()?;
     }
 }
