@@ -4,13 +4,6 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-# How long `make torture` and each pair of `make torture-matrix` last; a seed, a Postgres and a NATS
-# (a version, cluster, cluster-2.12) of one's own for the former.
-MINUTES ?=
-SEED ?=
-POSTGRES ?=
-NATS ?=
-
 .PHONY: help build check servers test soak torture torture-matrix bench demo
 
 help:
@@ -45,6 +38,7 @@ soak:
 	POSTRIDER_SIMULATION_SEED=$(SEED) POSTRIDER_SIMULATION_COUNT=$(COUNT) \
 		$(CARGO) test --locked --release --lib under_any_mix -- --nocapture
 
+# NATS is a version, cluster, or cluster-2.12.
 torture:
 	scripts/servers.sh $(if $(filter 2.9%,$(NATS)),torture,all)
 	POSTRIDER_TORTURE_MINUTES=$(MINUTES) POSTRIDER_TORTURE_SEED=$(SEED) POSTRIDER_TORTURE_POSTGRES=$(POSTGRES) \
