@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging for the process.
 pub(super) fn start(log: &Log) {
-    // Libraries speak up only when something is wrong.
-    let filter = EnvFilter::new(format!("warn,postrider={}", log.level));
+    // Libraries speak up only when something is wrong. async-nats does so at each connect that is
+    // refused, which the relay tells by itself, with a code.
+    let filter = EnvFilter::new(format!("warn,async_nats=off,postrider={}", log.level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let human = match log.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

@@ -30,7 +30,7 @@ use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::Mapping;
 use crate::postgres::error::Error;
-use pump::{End, Lettered, Process};
+use pump::{End, LetterLog, Lettered, Process};
 use servers::Servers;
 use sides::Sides;
 use std::sync::Arc;
@@ -81,6 +81,7 @@ async fn run_between(
         first_host: 0,
         published: 0,
         lettered: Lettered::default(),
+        letter_log: LetterLog::new(),
         latency: latency::Recent::new(),
     };
     let began = Instant::now();

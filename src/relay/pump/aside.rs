@@ -20,23 +20,30 @@ pub(super) enum Aside {
 }
 
 /// Letters since, and how many of them were logged.
-pub(super) struct LetterLog {
+pub(in crate::relay) struct LetterLog {
     since: Instant,
     logged: u32,
     silent: u64,
 }
 
 impl LetterLog {
-    pub(super) fn new(now: Instant) -> LetterLog {
-        LetterLog { since: now, logged: 0, silent: 0 }
+    pub(in crate::relay) fn new() -> LetterLog {
+        LetterLog { since: Instant::now(), logged: 0, silent: 0 }
     }
 
-    fn warn(&mut self, now: Instant, letter: &Letter) {
-        if now >= self.since + LETTERS_LOGGED_IN {
+    /// Says how many letters were not named, once their time is over.
+    pub(super) fn sum_up(&mut self) {
+        if self.logged > 0 && self.since.elapsed() >= LETTERS_LOGGED_IN {
             if self.silent > 0 {
                 warn!(letters = self.silent, "more events became dead letters: postrider dlq list");
             }
-            *self = LetterLog::new(now);
+            *self = LetterLog::new();
+        }
+    }
+
+    fn warn(&mut self, letter: &Letter) {
+        if self.logged == 0 {
+            self.since = Instant::now();
         }
         if self.logged < LETTERS_LOGGED {
             self.logged += 1;
@@ -85,7 +92,7 @@ impl<S: Sides> Pump<'_, S> {
             ));
         }
         let letter = item.taken.letter(poison);
-        self.letter_log.warn(Instant::now(), &letter);
+        self.process.letter_log.warn(&letter);
         let (base, owner) = (self.session.base.clone(), self.session.owner.clone());
         let session = self.session.ledger.committed().session;
         self.aside = Some(Box::pin(async move {

@@ -29,7 +29,8 @@ mod item;
 mod show;
 mod timers;
 
-use aside::{Aside, LetterLog};
+use aside::Aside;
+pub(super) use aside::LetterLog;
 use item::Item;
 
 use super::intake::{Intake, Step, Taken};
@@ -169,6 +170,7 @@ pub(super) struct Process {
     pub(super) first_host: usize,
     pub(super) published: u64,
     pub(super) lettered: Lettered,
+    pub(super) letter_log: LetterLog,
     pub(super) latency: super::latency::Recent,
 }
 
@@ -200,7 +202,6 @@ pub(super) struct Pump<'a, S: Sides> {
     /// Events that the slot sent again and neither the stream nor a letter has.
     unaccounted: VecDeque<Item>,
     letters_in_a_row: usize,
-    letter_log: LetterLog,
     /// In the table, as last counted.
     open_letters: Option<u64>,
     /// Answers other than stored, by the sequence that the message must get.
@@ -263,7 +264,6 @@ impl<'a, S: Sides> Pump<'a, S> {
             aside: None,
             unaccounted: VecDeque::new(),
             letters_in_a_row: 0,
-            letter_log: LetterLog::new(now),
             open_letters: None,
             refused: BTreeMap::new(),
             back_off: BACK_OFF_MIN,
