@@ -391,6 +391,15 @@ impl Relay {
         let _ = self.child.wait();
     }
 
+    /// Waits until it names `code`, or has ended; whether it names it.
+    pub(crate) async fn ended_or(&mut self, code: &str) -> bool {
+        eventually(&format!("it names {code}, or ends"), async || {
+            (self.stderr().contains(code) || !self.is_running()).then_some(())
+        })
+        .await;
+        self.stderr().contains(code)
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(mut self) -> Ended {
         let code = eventually("the command ends by itself", async || self.exit_code()).await;
