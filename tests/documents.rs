@@ -32,3 +32,46 @@ fn the_sql_for_a_dba_makes_the_tables_that_init_makes() {
         assert!(script.contains(&format!("{table};")), "not in sql/init.sql:\n{table}");
     }
 }
+
+/// Every test that a document names is there.
+#[track_caller]
+fn names_tests_that_exist(document: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join(document)).unwrap_or_default();
+    let mut sources = String::new();
+    let mut folders = vec![root.join("src"), root.join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+    }
+    // Names of tests are sentences: nothing else in backticks has so many words.
+    let words = |name: &&str| {
+        name.matches('_').count() >= 4 && name.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+    };
+    let names: Vec<_> = text.split('`').skip(1).step_by(2).filter(words).collect();
+    assert!(names.len() > 10, "{document} names {} tests", names.len());
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|name| {
+            // Versions' tests are named where a macro makes them.
+            !sources.contains(&format!("fn {name}")) && !sources.contains(&format!(" {name}"))
+        })
+        .collect();
+    assert!(missing.is_empty(), "{document} names tests that do not exist: {missing:#?}");
+}
+
+#[test]
+fn the_map_of_tests_names_tests_that_exist() {
+    names_tests_that_exist("tests/README.md");
+}
+
+#[test]
+fn the_table_of_guarantees_names_tests_that_exist() {
+    names_tests_that_exist("README.md");
+}

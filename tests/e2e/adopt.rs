@@ -104,3 +104,18 @@ async fn init_by_the_relays_role_needs_no_more_than_the_printed_sql_grants() {
     pipeline.stored(1).await;
     assert_eq!(pipeline.drained(&mut relay).await, ["outbox.kept"]);
 }
+
+#[tokio::test]
+async fn a_slot_behind_an_open_transaction_names_it_and_leaves_nothing() {
+    let pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    let sql = pipeline.sql().await;
+    sql.batch_execute("BEGIN; INSERT INTO outbox (event_type, payload) VALUES ('open', '{}')").await.unwrap();
+    let pid: i32 = sql.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let ended = pipeline.postrider(&["init"]).await;
+    refused(&ended, (5, "PR0416", ""));
+    assert!(ended.stderr.contains(&pid.to_string()), "{}", ended.stderr);
+    assert_eq!(pipeline.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
+    sql.batch_execute("ROLLBACK").await.unwrap();
+    pipeline.init().await;
+}

@@ -240,3 +240,30 @@ async fn status_asks_the_relay_or_reads_for_itself() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_full_stream_pauses_the_relay_and_loses_nothing() {
+    let pipeline = Pipeline::article().await;
+    let jetstream = pipeline.jetstream().await;
+    let limited = async |messages: i64| {
+        let mut config = pipeline.stream().await.cached_info().config.clone();
+        config.max_messages = messages;
+        jetstream.update_stream(config).await.unwrap();
+    };
+    limited(50).await;
+    let mut relay = pipeline.run().await;
+    pipeline
+        .execute("INSERT INTO outbox (event_type, payload) SELECT 'e', '{}' FROM generate_series(1, 80)")
+        .await;
+    pipeline.stored(50).await;
+    within(DEADLINE, "it says so", async || {
+        let status = relay.status().await?;
+        (status["last_error"]["code"] == "PR0309").then_some(())
+    })
+    .await;
+    assert!(relay.is_running());
+    limited(-1).await;
+    let ids: Vec<_> = pipeline.exactly(80).await.iter().map(|message| message.id().to_owned()).collect();
+    assert_eq!(ids, (1..=80).map(|id| id.to_string()).collect::<Vec<_>>());
+    assert_eq!(relay.terminate().await, Some(0));
+}

@@ -23,13 +23,16 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 pub(super) const SYSTEM: u64 = 7_000_000_000_000_000_001;
 pub(super) const OBJECTS: Objects = Objects { publication: 1, membership: 2, table: OUTBOX };
 
 /// The server ends a walsender whose client has been silent for so long.
 const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client that answers whatever it hears keeps a core of the server busy.
+const UPDATES_A_SECOND: u32 = 10;
 
 /// A row of the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -537,6 +540,7 @@ async fn stream(world: &Rc<World>, io: &mut DuplexStream, start: Lsn) {
         }
     };
     let hearing = async {
+        let (mut second, mut updates) = (Instant::now(), 0);
         loop {
             let mut head = [0; 5];
             let heard = tokio::time::timeout(WAL_SENDER_TIMEOUT, reading.read_exact(&mut head)).await;
@@ -549,6 +553,13 @@ async fn stream(world: &Rc<World>, io: &mut DuplexStream, start: Lsn) {
             }
             let mut body = Bytes::from(body);
             assert_eq!(body.get_u8(), b'r', "a status update");
+            if second.elapsed() >= Duration::from_secs(1) {
+                (second, updates) = (Instant::now(), 0);
+            }
+            updates += 1;
+            if updates > UPDATES_A_SECOND {
+                world.find(format!("CHATTY {updates} status updates within a second"));
+            }
             let (_, flush) = (body.get_u64(), Lsn(body.get_u64()));
             body.advance(16);
             if body.get_u8() == 1 {
