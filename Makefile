@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test soak torture torture-matrix bench demo
+.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -12,6 +12,8 @@ help:
 	@echo "make soak     the relay between models of both servers, under faults drawn by seed   [SEED=1 COUNT=20000]"
 	@echo "make torture  two minutes of faults, drawn by a seed   [MINUTES=10] [SEED=1] [POSTGRES=16] [NATS=2.10]"
 	@echo "make torture-matrix   the same on pairs of versions, a minute each   [MINUTES=1]"
+	@echo "make fuzz     decoder, answers and positions on arbitrary bytes   [SECONDS=20]"
+	@echo "make mutants  which changes of the delivery rules no unit test notices; takes hours   [ARGS=\"--file src/delivery/window.rs\"]"
 	@echo "make bench    the relay beside its floors: drain and latency, in ten minutes   [ARGS=\"--rounds 5\"]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
@@ -48,6 +50,20 @@ torture-matrix:
 	scripts/servers.sh torture
 	$(CARGO) test --locked --test torture --no-run
 	CARGO="$(CARGO)" scripts/torture-matrix.sh $(MINUTES)
+
+FUZZ_TARGETS = pgoutput puback position
+fuzz: SECONDS ?= 20
+fuzz:
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	python3 fuzz/seeds.py
+	for target in $(FUZZ_TARGETS); do \
+		$(CARGO) fuzz run -s none $$target -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -verbosity=0 \
+			-print_final_stats=1 || exit 1; \
+	done
+
+mutants:
+	$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
+	$(CARGO) mutants $(ARGS)
 
 bench:
 	scripts/servers.sh

@@ -336,13 +336,16 @@ pub fn parse(payload: &[u8]) -> Answer {
 
 fn plain(payload: &[u8]) -> Option<u64> {
     let rest = payload.strip_prefix(b"{\"stream\":\"")?;
-    let name = rest.iter().position(|byte| *byte == b'"')?;
-    let rest = rest.get(name..)?.strip_prefix(b"\",")?;
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    let (name, rest) = rest.split_at_checked(end)?;
+    let rest = rest.strip_prefix(b"\",")?;
+    if !name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'\\') {
+        return None;
+    }
     let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_prefix(b"\"seq\":")?;
     let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
-    let digits = !rest.is_empty() && rest.iter().all(u8::is_ascii_digit);
-    let seq = digits.then(|| std::str::from_utf8(rest).ok()?.parse().ok())??;
-    (seq > 0).then_some(seq)
+    let digits = rest.first().is_some_and(|first| *first != b'0') && rest.iter().all(u8::is_ascii_digit);
+    digits.then(|| std::str::from_utf8(rest).ok()?.parse().ok())?
 }
 
 #[cfg(test)]
@@ -365,7 +368,15 @@ mod tests {
 
     #[test]
     fn an_answer_without_a_sequence_is_not_taken_for_stored() {
-        for garbage in [&b""[..], b"{}", br#"{"stream":"S","seq":0}"#, br#"{"stream":"S","seq":}"#, b"+OK"] {
+        for garbage in [
+            &b""[..],
+            b"{}",
+            br#"{"stream":"S","seq":0}"#,
+            br#"{"stream":"S","seq":07}"#,
+            br#"{"stream":"S\x","seq":7}"#,
+            br#"{"stream":"S","seq":}"#,
+            b"+OK",
+        ] {
             assert!(matches!(parse(garbage), Answer::Refused { .. }), "{}", garbage.escape_ascii());
         }
     }

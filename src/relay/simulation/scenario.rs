@@ -196,12 +196,15 @@ impl Operator {
                 running.push(relay);
                 continue;
             }
-            if let Ok(Err(failure)) = relay.task.await {
-                let disposition = failure.code.disposition();
-                self.world.tell(format!("a relay ended: {failure}"));
-                if matches!(disposition, Disposition::Halt | Disposition::Poison) {
-                    self.world.find(format!("HALT {failure}"));
+            match relay.task.await {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => {
+                    self.world.tell(format!("a relay ended: {failure}"));
+                    if matches!(failure.code.disposition(), Disposition::Halt | Disposition::Poison) {
+                        self.world.find(format!("HALT {failure}"));
+                    }
                 }
+                Err(error) => self.world.find(format!("PANIC {error}")),
             }
         }
         self.relays = running;
@@ -325,6 +328,8 @@ async fn inflict(world: &Rc<World>, operator: &mut Operator, fault: Fault, wante
             sleep(world.millis(1..8000)).await;
             world.broker.borrow_mut().heal();
         }
+        // A cluster that lost a majority goes back while a client stays connected.
+        Fault::PowerFailure if world.chance(0.3) => fail_power(world, &mut world.broker.borrow_mut()),
         Fault::NatsRestart | Fault::PowerFailure => {
             {
                 let mut broker = world.broker.borrow_mut();
