@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args) -> Ended {
     http::serve(&config.http, board.clone(), pulse.clone());
     block_on(async {
         let stop = stop_signal();
-        let ended = Box::pin(relay::run(&config, &board, &pulse, stop)).await;
+        let ended = relay::run(&config, &board, &pulse, stop).await;
         if ended.is_ok() {
             info!(published = board.read().published_total, "drained");
         }

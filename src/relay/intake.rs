@@ -85,6 +85,9 @@ struct Transaction {
 pub(super) struct Intake {
     history: History,
     slot: String,
+    /// `<system id>/<timeline>/<slot>/` of that timeline: it changes once in a session at most, behind
+    /// what was committed before a promotion.
+    origin: (u32, String),
     outbox_oid: u32,
     resolved: Resolved,
     shape: Option<Arc<Shape>>,
@@ -96,7 +99,8 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(history: History, slot: String, outbox_oid: u32, resolved: Resolved) -> Intake {
         let kinds = HashMap::new();
-        Intake { history, slot, outbox_oid, resolved, shape: None, kinds, transaction: None }
+        let origin = (0, String::new());
+        Intake { history, slot, origin, outbox_oid, resolved, shape: None, kinds, transaction: None }
     }
 
     /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
@@ -177,10 +181,13 @@ impl Intake {
         let place = Place { commit_lsn: transaction.commit_lsn, index: transaction.index };
         transaction.index += 1;
         let (timeline, commit_time) = (transaction.timeline, transaction.commit_time);
-        let (system_id, slot) = (self.history.system_id, &self.slot);
+        if self.origin.0 != timeline {
+            self.origin = (timeline, format!("{}/{timeline}/{}/", self.history.system_id, self.slot));
+        }
+        let origin = &self.origin.1;
         let headers = transaction.headers.get_or_insert_with(|| {
             Arc::new(TransactionHeaders {
-                position: format!("{system_id}/{timeline}/{slot}/{:016X}/", place.commit_lsn.0),
+                position: format!("{origin}{:016X}/", place.commit_lsn.0),
                 commit_time: commit_time.to_string(),
             })
         });

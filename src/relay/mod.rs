@@ -63,7 +63,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let sides = Servers { config: Arc::new(config.clone()) };
-    run_between(&sides, config, board, pulse, stop).await
+    Box::pin(run_between(&sides, config, board, pulse, stop)).await
 }
 
 async fn run_between(
