@@ -3,7 +3,7 @@
 --     psql -d shop -f sql/monitor.sql
 --
 -- It needs pg_monitor (without it the columns of other roles' sessions are null) and, for the
--- checkpoint row, USAGE on the schema postrider and SELECT on its table.
+-- relay's own tables, USAGE on the schema postrider and SELECT on both.
 -- Names are the defaults: slot `postrider`, schema `postrider`, table `public.outbox`.
 
 -- 1. The slot. Alarm: no row; wal_status other than `reserved` or `extended`; `active` false for
@@ -34,7 +34,15 @@ SELECT slot, stream, phase, seq, position,
 FROM postrider.pipeline
 WHERE slot = 'postrider';
 
--- 4. Transactions that are writing, oldest first. WAL since the oldest of them is retained whatever
+-- 4. Dead letters that are open: events that are not published and wait for a person
+--    (postrider dlq list). Alarm: any. oldest says since when.
+SELECT reason, count(*) AS letters, min(created_at) AS oldest, max(created_at) AS newest, max(error) AS example
+FROM postrider.dead_letter
+WHERE slot = 'postrider' AND resolved_at IS NULL
+GROUP BY reason
+ORDER BY letters DESC;
+
+-- 5. Transactions that are writing, oldest first. WAL since the oldest of them is retained whatever
 --    the relay confirms. Alarm: older than some minutes.
 SELECT pid, usename, application_name, state, now() - xact_start AS age, left(query, 60) AS query
 FROM pg_stat_activity
@@ -42,13 +50,13 @@ WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
 ORDER BY xact_start
 LIMIT 10;
 
--- 5. Prepared transactions do the same, and outlive their sessions and restarts.
+-- 6. Prepared transactions do the same, and outlive their sessions and restarts.
 SELECT gid, owner, database, now() - prepared AS age
 FROM pg_prepared_xacts
 ORDER BY prepared
 LIMIT 10;
 
--- 6. The outbox table. Nothing here deletes its rows: size tells whether your own clean-up works,
+-- 7. The outbox table. Nothing here deletes its rows: size tells whether your own clean-up works,
 --    dead_rows whether autovacuum follows.
 SELECT pg_size_pretty(pg_total_relation_size(c.oid))  AS size,
        c.reltuples::bigint                            AS rows_estimate,
@@ -58,7 +66,7 @@ FROM pg_class c
 LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
 WHERE c.oid = to_regclass('public.outbox');
 
--- 7. Settings. wal_level must be logical. max_slot_wal_keep_size = -1 puts no limit to the WAL that
+-- 8. Settings. wal_level must be logical. max_slot_wal_keep_size = -1 puts no limit to the WAL that
 --    a slot retains. synchronous_standby_names must be empty or name only real standbys: with `*`
 --    every commit of the server would wait for the relay.
 SELECT name, setting, unit

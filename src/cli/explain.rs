@@ -69,7 +69,10 @@ fn explained(code: Code) -> String {
 fn what_the_relay_does(disposition: Disposition) -> &'static str {
     match disposition {
         Disposition::Retry => "The relay waits and tries again by itself; a command gives up.",
-        Disposition::Poison => "The relay does not skip the event.",
+        Disposition::Poison => {
+            "The event becomes a dead letter, and those behind it go on; where the settings or too many of them in \
+             a row ask for it, the relay halts at it instead."
+        }
         Disposition::Operator => {
             "At the start the relay exits; later it stays, is not ready, and goes on once this is mended."
         }

@@ -424,6 +424,18 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_were_passed_over_are_in_the_next_row() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        ledger.passed(5);
+        assert!(write_due(&mut ledger, now));
+        assert_eq!((ledger.committed().passed_seq, ledger.judged_seq()), (5, 5));
+        ledger.passed(3);
+        assert!(write_due(&mut ledger, now + SECOND), "they may be lost like others");
+        assert_eq!(ledger.committed().passed_seq, 3);
+    }
+
+    #[test]
     fn nothing_is_confirmed_between_a_letters_event_and_its_commit() {
         let now = Instant::now();
         let mut ledger = ledger(Duration::ZERO, now);

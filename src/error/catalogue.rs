@@ -189,11 +189,11 @@ catalogue! {
         "The command changes the slot or the checkpoint row and must not do so while a relay runs.";
 
     BadSubject = "PR0501", Poison, Poison, "an event whose subject is not valid",
-        "A column of the template is empty or holds a space, a dot, a wildcard or a control character. {column:tokens} lets dots through.";
+        "A column of the template is empty or holds a space, a dot, a wildcard or a control character. {column:tokens} lets dots through. Mend outbox.subject or the writer, then `postrider dlq replay`.";
     SubjectUnbound = "PR0502", Poison, Poison, "an event whose subject the stream does not bind",
-        "The stream's subjects do not match this event's subject, so JetStream would not store it.";
+        "The stream's subjects do not match this event's subject, so JetStream would not store it. Add it (nats stream edit --subjects), then `postrider dlq replay`.";
     Oversize = "PR0503", Poison, Poison, "an event that is too large",
-        "Payload and headers exceed the server's max_payload or the stream's max_msg_size.";
+        "Payload and headers exceed the server's max_payload or the stream's max_msg_size. Raise the limit, or let such payloads go to the object store: delivery.oversize = \"object_store\".";
     HeaderTooLarge = "PR0504", Poison, Poison, "an event whose headers are too large",
         "JetStream takes at most 64 KiB of headers.";
     BadHeader = "PR0505", Poison, Poison, "an event with a header that cannot be sent",

@@ -71,6 +71,7 @@ const FAULTS: [Fault; 16] = [
 pub(super) struct Tally {
     pub(super) events: usize,
     pub(super) letters: usize,
+    pub(super) unaccounted: usize,
     pub(super) faults: usize,
     pub(super) phantoms: usize,
 }
@@ -82,6 +83,7 @@ impl std::ops::Add for Tally {
         Tally {
             events: self.events + other.events,
             letters: self.letters + other.letters,
+            unaccounted: self.unaccounted + other.unaccounted,
             faults: self.faults + other.faults,
             phantoms: self.phantoms + other.phantoms,
         }
@@ -507,7 +509,8 @@ pub(super) fn unsafe_confirmation(world: &World, before: Lsn, flush: Lsn) -> Opt
 
 fn judge(world: &Rc<World>, faults: usize) -> Tally {
     let (server, broker) = (world.server.borrow(), world.broker.borrow());
-    let mut tally = Tally { faults, letters: server.letters.len(), ..Tally::default() };
+    let unaccounted = server.letters.iter().filter(|letter| letter.reason == Reason::Unaccounted).count();
+    let mut tally = Tally { faults, letters: server.letters.len(), unaccounted, ..Tally::default() };
     let log: BTreeMap<_, _> = events(&server.log).map(|(place, time, row)| (place, (time, row))).collect();
     let history = server.history();
     let mut stored: BTreeMap<Place, Vec<u64>> = BTreeMap::new();
