@@ -424,6 +424,30 @@ mod tests {
     }
 
     #[test]
+    fn boundaries_that_come_shortly_after_one_another_share_a_mark() {
+        let now = Instant::now();
+        // A mark every 2 s.
+        let mut ledger = ledger(48 * SECOND, now);
+        ledger.boundary(Lsn(20), now);
+        ledger.boundary(Lsn(30), now + 2 * SECOND - Duration::from_millis(1));
+        assert_eq!(ledger.marks.len(), 1);
+        ledger.boundary(Lsn(40), now + 2 * SECOND);
+        assert_eq!(ledger.marks.len(), 2);
+    }
+
+    #[test]
+    fn there_are_never_more_marks_than_that_and_the_oldest_and_the_newest_stay() {
+        let now = Instant::now();
+        let mut ledger = ledger(600 * SECOND, now);
+        for (lsn, at) in (20u64..).zip((0..40).map(|n| now + n * 30 * SECOND)) {
+            ledger.boundary(Lsn(lsn), at);
+            assert!(ledger.marks.len() <= MARKS_MAX);
+        }
+        let ends = (ledger.marks.front().unwrap().latest.lsn, ledger.marks.back().unwrap().latest.lsn);
+        assert_eq!((ledger.marks.len(), ends), (MARKS_MAX, (Lsn(20), Lsn(59))));
+    }
+
+    #[test]
     fn messages_that_were_passed_over_are_in_the_next_row() {
         let now = Instant::now();
         let mut ledger = ledger(Duration::ZERO, now);
