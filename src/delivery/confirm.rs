@@ -237,7 +237,6 @@ impl Ledger {
 
     /// `lsn` is confirmed to Postgres from now on.
     pub fn confirm(&mut self, lsn: Lsn) {
-        debug_assert!(lsn > self.confirmed && lsn <= self.row.settled_lsn, "{lsn} is not covered");
         self.confirmed = self.confirmed.max(lsn);
         self.marks.retain(|mark| mark.latest.lsn > lsn);
     }
@@ -421,6 +420,29 @@ mod tests {
         ledger.checked(FAR);
         ledger.boundary(Lsn(40), now);
         assert_eq!(ledger.confirmable(now), Some(Lsn(40)));
+    }
+
+    #[test]
+    fn the_row_names_the_last_settled_event_its_sequence_and_the_boundary_behind_it() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 20, now);
+        event(&mut ledger, 2, 30, now);
+        assert_eq!((ledger.seq(), ledger.settled_lsn()), (2, Lsn(31)));
+        let row = ledger.write(now).row;
+        let last = row.last.unwrap();
+        assert_eq!((row.seq, row.settled_lsn, last.position.place.commit_lsn), (2, Lsn(31), Lsn(30)));
+        assert_eq!((last.event_id.as_str(), last.position.timeline, last.position.system_id), ("e", 1, 7));
+    }
+
+    #[test]
+    fn a_row_that_names_all_already_is_not_written_again() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 20, now);
+        assert!(write_due(&mut ledger, now));
+        assert_eq!(ledger.committed().confirmed_seq, 1);
+        assert!(!write_due(&mut ledger, now + 2 * SECOND), "though it is not confirmed yet");
     }
 
     #[test]
