@@ -58,9 +58,10 @@ CREATE TABLE IF NOT EXISTS postrider.dead_letter (
     created_at  timestamptz NOT NULL DEFAULT now(),
     resolved_at timestamptz,
     resolution  text CHECK (resolution IN ('replayed', 'dropped', 'stored')),
-    UNIQUE (slot, system_id, timeline, commit_lsn, index),
+    UNIQUE (slot, system_id, commit_lsn, index, timeline),
     CHECK ((resolved_at IS NULL) = (resolution IS NULL))
 );
+CREATE INDEX IF NOT EXISTS dead_letter_resolved ON postrider.dead_letter (slot, resolved_at);
 
 -- Inserts only: marking or deleting outbox rows sends nothing. With publish_via_partition_root the
 -- rows of a partitioned outbox come under the name of its root.

@@ -24,11 +24,12 @@ pub fn table(schema: &str) -> String {
     format!("{}.dead_letter", escape_identifier(schema))
 }
 
-/// The statement that makes the table; `sql/init.sql` shows the same.
+/// The statements that make the table and what counts its open letters; `sql/init.sql` shows the same.
 #[must_use]
 pub fn create_table(schema: &str) -> String {
+    let table = table(schema);
     format!(
-        "CREATE TABLE IF NOT EXISTS {} (\n\
+        "CREATE TABLE IF NOT EXISTS {table} (\n\
          \x20   id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,\n\
          \x20   slot        text NOT NULL,\n\
          \x20   system_id   text NOT NULL,\n\
@@ -48,10 +49,10 @@ pub fn create_table(schema: &str) -> String {
          \x20   created_at  timestamptz NOT NULL DEFAULT now(),\n\
          \x20   resolved_at timestamptz,\n\
          \x20   resolution  text CHECK (resolution IN ('replayed', 'dropped', 'stored')),\n\
-         \x20   UNIQUE (slot, system_id, timeline, commit_lsn, index),\n\
+         \x20   UNIQUE (slot, system_id, commit_lsn, index, timeline),\n\
          \x20   CHECK ((resolved_at IS NULL) = (resolution IS NULL))\n\
-         )",
-        table(schema)
+         );\n\
+         CREATE INDEX IF NOT EXISTS dead_letter_resolved ON {table} (slot, resolved_at)"
     )
 }
 
