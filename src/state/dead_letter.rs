@@ -280,8 +280,10 @@ const ORDER: &str = "ORDER BY l.commit_lsn, l.index, l.id";
 /// Postgres says no or is away.
 pub async fn list(sql: &Sql, schema: &str, slot: &str, all: bool) -> Result<Vec<Shown>, Failure> {
     let query = format!(
-        "SELECT l.id, (to_jsonb(l) - 'payload' - 'row' || jsonb_build_object('payload_bytes', \
-         octet_length(l.payload)))::text FROM {} AS l WHERE l.slot = $1 AND ($2 OR l.resolved_at IS NULL) {ORDER}",
+        // The payload and the row may be large: they are not even read.
+        "SELECT l.id, to_jsonb(l)::text FROM (SELECT id, slot, system_id, timeline, commit_lsn, index, event_id, \
+         event_type, key, subject, reason, code, error, headers, octet_length(payload) AS payload_bytes, created_at, \
+         resolved_at, resolution FROM {}) AS l WHERE l.slot = $1 AND ($2 OR l.resolved_at IS NULL) {ORDER}",
         table(schema)
     );
     let rows = sql.client.query(&query, &[&slot, &all]).await.map_err(Error::from)?;
