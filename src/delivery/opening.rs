@@ -597,6 +597,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rewind_claims_nothing_behind_its_message_and_names_the_present_timeline() {
+        let row = Checkpoint { passed_seq: 9, confirmed_seq: 2, ..row() };
+        let history = History::parse(7, 2, "1\t0/50\tpromoted\n").unwrap();
+        let promoted = Server { history, ..server() };
+        let back = rewind(&row, &promoted, end(3), 1, stored(event(10))).unwrap().unwrap();
+        assert_eq!((back.timeline, back.seq, back.confirmed_seq, back.passed_seq), (2, 1, 1, 3));
+    }
+
+    #[test]
     fn a_rewind_of_an_emptied_stream_begins_at_the_slot() {
         let row = Checkpoint { confirmed_seq: 0, ..row() };
         let back = rewind(&row, &server(), end(0), 0, Stored::Gone).unwrap().unwrap();
