@@ -160,7 +160,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
 }
 
 /// Judges the messages: `at_seq` is what stands at `row.seq`, `tail` everything behind it, `letters`
-/// the dead letters that the slot may send again.
+/// the dead letters that the slot may send again. All were stored before `gone_before`, where that
+/// is known: so what is gone can be told from what was committed since.
 ///
 /// # Errors
 /// The stream does not fit to row and slot.
@@ -170,6 +171,7 @@ pub fn open(
     end: StreamEnd,
     at_seq: &Stored,
     tail: Vec<(u64, Stored)>,
+    gone_before: Option<Timestamp>,
     letters: &[KnownLetter],
 ) -> Result<Opening, Failure> {
     let history = &server.history;
@@ -255,7 +257,7 @@ pub fn open(
         plan.letters_in_a_row = letters.iter().filter(behind).count();
     }
     plan.resume.pass_over(passed_over);
-    plan.resume.expect(expected)?;
+    plan.resume.expect(expected, gone_before)?;
     Ok(Opening::Stream(Box::new(plan)))
 }
 
@@ -403,7 +405,7 @@ mod tests {
 
     fn plan(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Plan {
         let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
-        match open(row, server, end, &stored(event(20)), tail, &[]).unwrap() {
+        match open(row, server, end, &stored(event(20)), tail, None, &[]).unwrap() {
             Opening::Stream(plan) => *plan,
             other => panic!("{other:?}"),
         }
@@ -411,7 +413,7 @@ mod tests {
 
     fn code(row: &Checkpoint, server: &Server, tail: Vec<(u64, Stored)>) -> Code {
         let end = end(tail.last().map_or(row.seq, |(seq, _)| *seq));
-        open(row, server, end, &stored(event(20)), tail, &[]).unwrap_err().code
+        open(row, server, end, &stored(event(20)), tail, None, &[]).unwrap_err().code
     }
 
     fn admit(plan: &mut Plan, event: &Identity) -> Admit {
@@ -476,7 +478,7 @@ mod tests {
         let known = Checkpoint { timeline: 2, ..row() };
         assert_eq!(judge(&known, &server(), end(2)).unwrap().unwrap().code, Code::StalePrimary);
         let newer = vec![(3, stored(event_of(2, 30)))];
-        let opening = open(&row(), &server(), end(3), &stored(event(20)), newer, &[]).unwrap();
+        let opening = open(&row(), &server(), end(3), &stored(event(20)), newer, None, &[]).unwrap();
         assert!(matches!(opening, Opening::Again(failure) if failure.code == Code::StalePrimary));
     }
 
@@ -544,11 +546,11 @@ mod tests {
 
     #[test]
     fn a_shorter_stream_or_another_event_at_the_row_is_rewound() {
-        let short = open(&row(), &server(), end(1), &Stored::Gone, Vec::new(), &[]).unwrap();
+        let short = open(&row(), &server(), end(1), &Stored::Gone, Vec::new(), None, &[]).unwrap();
         assert!(matches!(short, Opening::Rewind));
-        let other = open(&row(), &server(), end(2), &stored(event(21)), Vec::new(), &[]).unwrap();
+        let other = open(&row(), &server(), end(2), &stored(event(21)), Vec::new(), None, &[]).unwrap();
         assert!(matches!(other, Opening::Rewind));
-        let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new(), &[]).unwrap();
+        let gone = open(&row(), &server(), end(2), &Stored::Gone, Vec::new(), None, &[]).unwrap();
         assert!(matches!(gone, Opening::Stream(_)), "purged, not rolled back");
     }
 
@@ -556,10 +558,11 @@ mod tests {
     fn the_same_event_under_another_timeline_or_with_a_trimmed_id_is_no_other_event() {
         let promoted = Server { history: History::parse(7, 2, "1\t0/1E\tx").unwrap(), ..server() };
         let known = Checkpoint { timeline: 2, last: Some(event_of(2, 20)), ..row() };
-        let opening = open(&known, &promoted, end(2), &stored(event_of(1, 20)), Vec::new(), &[]).unwrap();
+        let opening =
+            open(&known, &promoted, end(2), &stored(event_of(1, 20)), Vec::new(), None, &[]).unwrap();
         assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
         let padded = Checkpoint { last: Some(Identity { event_id: "20  ".into(), ..event(20) }), ..row() };
-        let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new(), &[]).unwrap();
+        let opening = open(&padded, &server(), end(2), &stored(event(20)), Vec::new(), None, &[]).unwrap();
         assert!(matches!(opening, Opening::Stream(_)), "{opening:?}");
     }
 
@@ -575,7 +578,7 @@ mod tests {
             [event(30), event(40)].map(|event| KnownLetter { place: event.position.place, open: true });
         let tail = vec![(3, stored(event(30)))];
         let Opening::Stream(mut plan) =
-            open(&row(), &server(), end(3), &stored(event(20)), tail, &letters).unwrap()
+            open(&row(), &server(), end(3), &stored(event(20)), tail, None, &letters).unwrap()
         else {
             panic!("it streams")
         };

@@ -7,7 +7,9 @@
 //!    exactly that event there. Anything else is another history under the same name: a disk
 //!    snapshot put back has the same system identifier and timeline.
 //! 3. *Tail.* Each message behind the checkpoint's must be the next event, in order. A message that
-//!    is gone (expired, purged) counts as one event: the stream has exactly one message an event.
+//!    is gone (expired, purged) counts as one event: the stream has exactly one message an event. But
+//!    an event that was committed after the stream's last message was stored is none of them: with
+//!    them gone, this alone tells a disk that was put back.
 //!
 //! Dead letters stand apart: their events are passed over wherever they come, whatever the present
 //! configuration would make of them. An event that comes before the tail's next message and is no
@@ -23,6 +25,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// More events than that which neither stream nor letters know: another history.
 const UNACCOUNTED_MAX: usize = 1000;
+
+/// The clocks of both servers are compared when the session begins, and may have been set since the
+/// event was stored; in microseconds.
+const CLOCK_DRIFT: i64 = 100_000;
 
 /// A message of the stream that the slot has yet to account for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +83,7 @@ pub struct Resume {
     proof: Option<Identity>,
     tail: VecDeque<Expected>,
     letters: BTreeSet<Place>,
+    gone_before: Option<Timestamp>,
     unaccounted: usize,
     /// Every stored event was flushed before the session began.
     wal_end: Lsn,
@@ -91,6 +98,7 @@ impl Resume {
             proof: last.filter(|last| confirmed <= last.position.place.commit_lsn),
             tail: VecDeque::new(),
             letters: BTreeSet::new(),
+            gone_before: None,
             unaccounted: 0,
             wal_end,
         }
@@ -101,12 +109,14 @@ impl Resume {
         self.letters = letters;
     }
 
-    /// Adds the messages behind the checkpoint's.
+    /// Adds the messages behind the checkpoint's. None of them was stored after `gone_before`, by
+    /// Postgres's clock.
     ///
     /// # Errors
     /// One of them, or the checkpoint's, lies beyond the end of the WAL.
-    pub fn expect(&mut self, tail: Vec<Expected>) -> Result<(), Failure> {
+    pub fn expect(&mut self, tail: Vec<Expected>, gone_before: Option<Timestamp>) -> Result<(), Failure> {
         self.tail = tail.into();
+        self.gone_before = gone_before;
         let events = self.tail.iter().filter_map(|expected| expected.event.as_ref()).chain(&self.proof);
         for event in events {
             if event.position.place.commit_lsn > self.wal_end {
@@ -160,6 +170,14 @@ impl Resume {
             return Ok(Admit::Unaccounted);
         }
         let seq = *seq;
+        let latest = self.gone_before.map(|before| Timestamp(before.0.saturating_add(CLOCK_DRIFT)));
+        if event.is_none() && latest.is_some_and(|latest| seen.commit_time > latest) {
+            return Err(differs(format!(
+                "message {seq} of the stream is gone, and the event that would be it was committed at {}, after \
+                 the stream's last message had been stored",
+                seen.commit_time
+            )));
+        }
         self.tail.pop_front();
         Ok(Admit::Stored(seq))
     }
@@ -300,15 +318,15 @@ mod tests {
     #[test]
     fn an_event_beyond_the_wal_is_another_history() {
         let mut resume = Resume::new(Some(event(200, 0)), Lsn(10), Lsn(100));
-        assert_eq!(code(resume.expect(Vec::new())), Code::HistoryDiffers);
+        assert_eq!(code(resume.expect(Vec::new(), None)), Code::HistoryDiffers);
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        assert_eq!(code(resume.expect(tail(&[event(101, 0)], 1))), Code::HistoryDiffers);
+        assert_eq!(code(resume.expect(tail(&[event(101, 0)], 1), None)), Code::HistoryDiffers);
     }
 
     #[test]
     fn the_tail_must_come_one_by_one() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        resume.expect(tail(&[event(20, 0), event(30, 0)], 6)).unwrap();
+        resume.expect(tail(&[event(20, 0), event(30, 0)], 6), None).unwrap();
         assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
         let mut other = event(30, 0);
         other.event_id = "x".into();
@@ -319,7 +337,7 @@ mod tests {
     #[test]
     fn an_event_before_the_tails_next_message_is_unaccounted() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        resume.expect(tail(&[event(20, 0), event(30, 0)], 6)).unwrap();
+        resume.expect(tail(&[event(20, 0), event(30, 0)], 6), None).unwrap();
         assert_eq!(resume.event(seen(&event(15, 0))).unwrap(), Admit::Unaccounted);
         assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
         assert_eq!(resume.event(seen(&event(25, 0))).unwrap(), Admit::Unaccounted);
@@ -331,7 +349,7 @@ mod tests {
     #[test]
     fn more_unaccounted_events_than_letters_get_lost_are_another_history() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        resume.expect(tail(&[event(20, 0)], 6)).unwrap();
+        resume.expect(tail(&[event(20, 0)], 6), None).unwrap();
         let early = (0..).map(|index| event(15, index)).take(UNACCOUNTED_MAX);
         assert!(early.into_iter().all(|event| resume.event(seen(&event)).unwrap() == Admit::Unaccounted));
         assert_eq!(code(resume.event(seen(&event(16, 0)))), Code::HistoryDiffers);
@@ -342,7 +360,10 @@ mod tests {
         let mut resume = Resume::new(Some(event(10, 0)), Lsn(11), Lsn(100));
         resume.pass_over([event(15, 0), event(25, 0)].map(|event| event.position.place).into());
         resume
-            .expect(vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }])
+            .expect(
+                vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }],
+                None,
+            )
             .unwrap();
         let admitted = [15, 20, 25, 30, 40].map(|lsn| resume.event(seen(&event(lsn, 0))).unwrap());
         let expected = [Admit::Lettered, Admit::Stored(6), Admit::Lettered, Admit::Stored(7), Admit::New];
@@ -353,7 +374,10 @@ mod tests {
     fn a_message_that_is_gone_counts_as_one_event() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
         resume
-            .expect(vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }])
+            .expect(
+                vec![Expected { seq: 6, event: None }, Expected { seq: 7, event: Some(event(30, 0)) }],
+                None,
+            )
             .unwrap();
         assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
         assert_eq!(resume.event(seen(&event(30, 0))).unwrap(), Admit::Stored(7));
@@ -361,9 +385,29 @@ mod tests {
     }
 
     #[test]
+    fn an_event_committed_after_the_streams_last_message_is_none_that_is_gone() {
+        let gone = || vec![Expected { seq: 6, event: None }];
+        let committed = |at| {
+            let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+            resume.expect(gone(), Some(Timestamp(1_000_000))).unwrap();
+            resume.event(Seen { commit_time: Timestamp(at), ..seen(&event(20, 0)) })
+        };
+        assert_eq!(committed(1_000_000 + CLOCK_DRIFT).unwrap(), Admit::Stored(6));
+        assert_eq!(code(committed(1_000_001 + CLOCK_DRIFT)), Code::HistoryDiffers);
+    }
+
+    #[test]
+    fn an_event_that_is_there_proves_itself_whatever_the_clocks_say() {
+        let mut resume = Resume::new(None, Lsn(10), Lsn(100));
+        let late = Identity { commit_time: Timestamp(10 * CLOCK_DRIFT), ..event(20, 0) };
+        resume.expect(tail(std::slice::from_ref(&late), 6), Some(Timestamp(0))).unwrap();
+        assert_eq!(resume.event(seen(&late)).unwrap(), Admit::Stored(6));
+    }
+
+    #[test]
     fn a_wal_that_ends_before_the_tail_is_accounted_for_is_another_history() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        resume.expect(vec![Expected { seq: 6, event: None }]).unwrap();
+        resume.expect(vec![Expected { seq: 6, event: None }], None).unwrap();
         assert!(!resume.keepalive(Lsn(99)).unwrap());
         assert_eq!(code(resume.keepalive(Lsn(100))), Code::HistoryDiffers);
     }
@@ -393,7 +437,7 @@ mod tests {
             let first = log.iter().position(|e| e.position.place.commit_lsn == log[first].position.place.commit_lsn).unwrap();
             let last = known.checked_sub(1).map(|last| log[last].clone());
             let mut resume = Resume::new(last, Lsn(log[first].position.place.commit_lsn.0 - 1), Lsn(10_000));
-            resume.expect(tail(&log[known..stored], known as u64 + 1)).unwrap();
+            resume.expect(tail(&log[known..stored], known as u64 + 1), None).unwrap();
             resume.pass_over(letters.clone());
             let skip = known.checked_sub(1).map(|last| log[last].position.place);
             let from = log[first].position.place.commit_lsn;

@@ -310,6 +310,41 @@ mod tests {
     }
 
     #[test]
+    fn the_window_is_full_at_its_bytes() {
+        let bytes = |bytes| {
+            let mut window = window(0, &[]);
+            window.push(1, bytes);
+            window.has_room()
+        };
+        assert!(bytes(99) && !bytes(100));
+    }
+
+    #[test]
+    fn the_window_is_half_empty_by_events_and_by_bytes() {
+        let half_empty = |sizes: &[usize]| {
+            let mut window = window(0, &[]);
+            sizes.iter().for_each(|bytes| window.push(1, *bytes));
+            window.is_half_empty()
+        };
+        assert!(half_empty(&[25, 25]));
+        assert!(!half_empty(&[1, 1, 1]));
+        assert!(!half_empty(&[25, 26]));
+    }
+
+    #[test]
+    fn each_view_shows_its_event() {
+        let mut window = window(10, &[1, 2, 3]);
+        window.send();
+        assert_eq!((window.oldest(), window.waiting()), (Some(&1), Some(&2)));
+        assert_eq!(window.waiting_mut(), Some(&mut 2));
+        assert_eq!((window.at(10), window.at(11), window.at(12)), (None, Some(&1), None));
+        assert_eq!((window.in_flight(), window.len(), window.is_empty()), (1, 3, false));
+        window.send();
+        assert_eq!((window.at(12), window.in_flight()), (Some(&2), 2));
+        assert!(Window::<u32>::new(ROOM, 10).is_empty());
+    }
+
+    #[test]
     fn a_restart_takes_stored_events_as_answered_and_sends_the_rest_again() {
         let mut window = window(10, &[1, 2, 3]);
         (0..3).for_each(|_| window.send());

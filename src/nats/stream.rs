@@ -80,6 +80,7 @@ impl Default for Config {
 struct State {
     last_seq: u64,
     messages: u64,
+    last_ts: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,6 +88,8 @@ struct Info {
     config: Config,
     state: State,
     created: String,
+    /// Since 2.10.
+    ts: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -103,6 +106,10 @@ pub struct Look {
     pub end: StreamEnd,
     /// How many messages it holds.
     pub messages: u64,
+    /// When the last message was stored, be it there or gone; none before the first.
+    pub last_at: Option<Timestamp>,
+    /// The server's clock; none before 2.10.
+    pub now: Option<Timestamp>,
 }
 
 /// One stream by name.
@@ -151,8 +158,17 @@ impl Stream {
         let info: Info = serde_json::from_slice(&answer).map_err(|error| self.unreadable(&error))?;
         Ok(Look {
             config: info.config,
-            end: StreamEnd { last_seq: info.state.last_seq, created: created(&info.created)? },
+            end: StreamEnd { last_seq: info.state.last_seq, created: moment(&info.created)? },
             messages: info.state.messages,
+            // Go's zero time stands for none.
+            last_at: info
+                .state
+                .last_ts
+                .filter(|at| !at.starts_with("0001-"))
+                .as_deref()
+                .map(moment)
+                .transpose()?,
+            now: info.ts.as_deref().map(moment).transpose()?,
         })
     }
 
@@ -384,11 +400,11 @@ fn no_jetstream() -> Failure {
 }
 
 /// RFC 3339 in UTC with nanoseconds: kept to the microsecond, as the checkpoint row keeps it.
-fn created(text: &str) -> Result<Timestamp, Failure> {
+fn moment(text: &str) -> Result<Timestamp, Failure> {
     humantime::parse_rfc3339(text).map(Timestamp::from_system_time).map_err(|error| {
         Failure::new(
             Code::NatsSession,
-            format!("the stream's creation time `{text}` does not parse: {error}"),
+            format!("the time `{text}` of the stream does not parse: {error}"),
             "",
         )
     })

@@ -5,6 +5,7 @@ use super::client::Sql;
 use super::connection::Connection;
 use super::error::Error;
 use super::lsn::Lsn;
+use super::timestamp::Timestamp;
 
 /// The server.
 #[derive(Debug, Clone)]
@@ -307,6 +308,15 @@ pub async fn started_at(sql: &Sql) -> Result<String, Error> {
 }
 
 const STARTED_AT: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())";
+
+/// The server's clock.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn now(sql: &Sql) -> Result<Timestamp, Error> {
+    let now = sql.client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    Ok(Timestamp::from_system_time(now))
+}
 
 /// What IDENTIFY_SYSTEM says of the server that a replication connection talks to.
 #[derive(Debug, Clone)]

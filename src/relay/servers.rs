@@ -17,6 +17,7 @@ use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, Table};
 use crate::postgres::target::Host;
+use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::{self, Letter, Owner};
 use std::sync::Arc;
@@ -114,6 +115,10 @@ impl Base for Postgres {
 
     async fn started_at(&self) -> Result<String, Failure> {
         in_time(facts::started_at(&self.sql)).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, Failure> {
+        in_time(facts::now(&self.sql)).await
     }
 
     async fn walsender(&self) -> Result<Connection, Failure> {

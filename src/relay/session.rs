@@ -22,6 +22,7 @@ use crate::outbox::{Mapping, Resolved};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight as facts;
 use crate::postgres::replication::ReplicationStream;
+use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::Owner;
 use std::time::Duration;
@@ -302,7 +303,9 @@ async fn judge(
         _ => Stored::Gone,
     };
     let tail = stream.messages(row.seq + 1, end.last_seq).await?;
-    match opening::open(row, server, end, &at_seq, tail, letters)? {
+    let gone = tail.iter().any(|(_, stored)| *stored == Stored::Gone);
+    let gone_before = if gone { last_stored_before(stream, base).await? } else { None };
+    match opening::open(row, server, end, &at_seq, tail, gone_before, letters)? {
         Opening::Stream(plan) => Ok((look, *plan)),
         Opening::Again(failure) => Err(failure),
         Opening::Rewind => {
@@ -315,6 +318,15 @@ async fn judge(
             Err(rewind(stream, base, row, server, end).await?)
         }
     }
+}
+
+/// By Postgres's clock: no message of the stream was stored later than that. None: the server does
+/// not tell its time.
+async fn last_stored_before(stream: &impl Stream, base: &impl Base) -> Result<Option<Timestamp>, Failure> {
+    let look = stream.look().await?;
+    // Read after NATS's clock, it errs towards late.
+    let now = base.now().await?;
+    Ok(look.last_at.zip(look.now).map(|(at, nats_now)| Timestamp(now.0 - (nats_now.0 - at.0))))
 }
 
 /// The stream went back: the row is set to its last event, and the next session sends the rest

@@ -14,6 +14,7 @@ use crate::outbox::Event;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table};
+use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
 use tokio::sync::watch;
 
@@ -60,6 +61,9 @@ pub(super) trait Base: Clone + 'static {
 
     /// When this server started: two connections with the same answer are to one server.
     async fn started_at(&self) -> Result<String, Failure>;
+
+    /// Postgres's clock.
+    async fn now(&self) -> Result<Timestamp, Failure>;
 
     /// A replication connection to the same host.
     async fn walsender(&self) -> Result<Connection, Failure>;

@@ -3,6 +3,7 @@
 use crate::refusals::refused;
 use crate::support::{ARTICLE, DEADLINE, Pipeline, Relay, Servers, connect, eventually, within};
 use postrider::demo::servers::{PostgresServer, Stop};
+use std::cell::Cell;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -19,10 +20,15 @@ async fn with_standby(version: u32, settings: &[(&str, &str)]) -> (Pipeline, Pos
     pipeline.execute(ARTICLE).await;
     pipeline.init().await;
     pipeline.execute("SELECT pg_create_physical_replication_slot('standby')").await;
+    // What the slot keeps on the primary moves on at once.
+    pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "0s");
     pipeline.postgres.stop(Stop::Fast, STOP_MAX).await.unwrap();
     let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", pipeline.postgres.port());
     let settings: Vec<_> = settings.iter().copied().chain([("primary_conninfo", primary.as_str())]).collect();
     let standby = pipeline.postgres.copy(Some("standby.signal"), &settings).await.unwrap();
+    // The copy has the slot's files; a standby made by pg_basebackup has not.
+    let sql = connect(&standby.url("postgres")).await.unwrap();
+    sql.execute("SELECT pg_drop_replication_slot('postrider')", &[]).await.unwrap();
     pipeline.postgres.start_again().await.unwrap();
     // The primary's host comes first.
     let (first, second) = (pipeline.postgres.port(), standby.port());
@@ -84,20 +90,29 @@ async fn complete(pipeline: &Pipeline, server: &PostgresServer) -> Vec<String> {
     phantoms
 }
 
-async fn synchronized(standby: &PostgresServer) {
-    holds(
-        standby,
-        "SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = 'postrider' AND NOT temporary",
-    )
+/// Waits until the standby keeps the slot. It does once the slot's catalog_xmin on the primary has
+/// passed its own: the relay confirms events, and the primary logs its running transactions. Returns
+/// how many events that took.
+async fn synchronized(primary: &PostgresServer, standby: &PostgresServer) -> u64 {
+    let events = Cell::new(0);
+    let sql = connect(&primary.url("postgres")).await.unwrap();
+    let slot = "SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = 'postrider' AND synced AND NOT temporary";
+    eventually(slot, async || {
+        write(primary, "early", 1).await;
+        events.set(events.get() + 1);
+        sql.execute("SELECT pg_log_standby_snapshot()", &[]).await.unwrap();
+        (ask(standby, slot).await == "true").then_some(())
+    })
     .await;
+    events.get()
 }
 
 async fn goes_on_after_a_failover(version: u32) {
     let (mut pipeline, standby) = with_standby(version, FAILOVER_SLOTS).await;
-    synchronized(&standby).await;
     let mut relay = pipeline.run().await;
+    let early = synchronized(&pipeline.postgres, &standby).await;
     write(&pipeline.postgres, "before", 200).await;
-    pipeline.stored(200).await;
+    pipeline.stored(early + 200).await;
     let last = ask(&pipeline.postgres, "pg_current_wal_lsn()").await;
     holds(&standby, &format!("pg_last_wal_replay_lsn() >= '{last}'")).await;
     pipeline.postgres.kill().await;
@@ -122,15 +137,15 @@ async fn the_relay_goes_on_at_a_promoted_standby_of_18() {
 /// A standby that lacks the last 100 of 200 published events is promoted.
 async fn lagging_standby_promoted() -> (Pipeline, PostgresServer, Relay) {
     let (mut pipeline, mut standby) = with_standby(17, FAILOVER_SLOTS).await;
-    synchronized(&standby).await;
     let relay = pipeline.run().await;
+    let early = synchronized(&pipeline.postgres, &standby).await;
     write(&pipeline.postgres, "before", 100).await;
-    pipeline.stored(100).await;
+    pipeline.stored(early + 100).await;
     let last = ask(&pipeline.postgres, "pg_current_wal_lsn()").await;
     holds(&standby, &format!("pg_last_wal_replay_lsn() >= '{last}'")).await;
     standby.stop(Stop::Fast, STOP_MAX).await.unwrap();
     write(&pipeline.postgres, "lost", 100).await;
-    pipeline.stored(200).await;
+    pipeline.stored(early + 200).await;
     pipeline.postgres.kill().await;
     standby.start_again().await.unwrap();
     promote(&standby).await;
@@ -178,9 +193,6 @@ async fn a_former_primary_that_comes_back_is_not_followed_and_the_next_host_is()
 #[tokio::test]
 async fn a_failover_without_a_failover_slot_ends_the_relay_with_exit_5() {
     let (mut pipeline, standby) = with_standby(16, &[("primary_slot_name", "standby")]).await;
-    let sql = connect(&standby.url("postgres")).await.unwrap();
-    // A cold copy has the slot's files; a standby made by pg_basebackup has not.
-    sql.execute("SELECT pg_drop_replication_slot('postrider')", &[]).await.unwrap();
     let relay = pipeline.run().await;
     write(&pipeline.postgres, "before", 10).await;
     pipeline.stored(10).await;
@@ -250,6 +262,14 @@ async fn a_data_folder_put_back_is_told_though_the_same_rows_were_written_again(
     // The same ids, types and very likely LSNs: only the commit times differ.
     write(&pipeline.postgres, "original", 20).await;
     write(&pipeline.postgres, "original", 20).await;
+    is_another_history(&pipeline).await;
+}
+
+#[tokio::test]
+async fn a_data_folder_put_back_is_told_though_every_message_is_purged() {
+    let pipeline = put_back("0s").await;
+    pipeline.stream().await.purge().await.unwrap();
+    write(&pipeline.postgres, "new", 100).await;
     is_another_history(&pipeline).await;
 }
 

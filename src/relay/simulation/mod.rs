@@ -22,6 +22,7 @@ mod wire;
 use super::sides::{Broker, Sides};
 use crate::error::Failure;
 use crate::postgres::lsn::Lsn;
+use crate::postgres::timestamp::Timestamp;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -77,6 +78,11 @@ impl World {
 
     fn millis(&self, range: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.rng.borrow_mut().u64(range))
+    }
+
+    /// Both servers' clock: commit times are later and later, also over a fail-over.
+    fn moment(&self, at: Instant) -> Timestamp {
+        Timestamp(i64::try_from((at - self.began).as_micros()).unwrap())
     }
 
     /// One way, one statement.

@@ -16,6 +16,7 @@ use crate::outbox::Reason;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table, TableColumn};
+use crate::postgres::timestamp::Timestamp;
 use crate::relay::sides;
 use crate::state::dead_letter::{Letter, Owner};
 use bytes::{Buf, Bytes, BytesMut};
@@ -319,6 +320,11 @@ impl sides::Base for Sql {
 
     async fn started_at(&self) -> Result<String, Failure> {
         self.run(|server| server.started.to_string()).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, Failure> {
+        let now = self.world.moment(Instant::now());
+        self.run(move |_| now).await
     }
 
     async fn walsender(&self) -> Result<Connection, Failure> {

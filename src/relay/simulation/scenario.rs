@@ -283,13 +283,8 @@ async fn write(world: Rc<World>, writing: Rc<Cell<bool>>) {
             Row { id, event_type: event_type.to_owned() }
         });
         let rows: Vec<_> = rows.collect();
-        world.server.borrow_mut().commit(rows, clock(&world));
+        world.server.borrow_mut().commit(rows, world.moment(Instant::now()).0);
     }
-}
-
-/// Commit times are later and later, also over a fail-over.
-fn clock(world: &World) -> i64 {
-    i64::try_from(world.began.elapsed().as_micros()).unwrap()
 }
 
 async fn inflict(world: &Rc<World>, operator: &mut Operator, fault: Fault, wanted: &mut usize) {
@@ -364,7 +359,7 @@ async fn inflict(world: &Rc<World>, operator: &mut Operator, fault: Fault, wante
             world.broker.borrow_mut().stream.purge(keep);
         }
         Fault::Replay | Fault::Drop => {
-            let now = clock(world);
+            let now = world.moment(Instant::now()).0;
             let mut server = world.server.borrow_mut();
             let open: Vec<_> =
                 (0..server.letters.len()).filter(|at| server.letters[*at].resolved.is_none()).collect();
