@@ -351,6 +351,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_confirmed_takes_no_mark() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        event(&mut ledger, 1, 20, now);
+        assert!(write_due(&mut ledger, now + SECOND));
+        let lsn = ledger.confirmable(now + SECOND).unwrap();
+        ledger.confirm(lsn);
+        assert!(ledger.marks.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_names_what_it_relies_on_owes_nothing_while_the_confirmation_waits() {
+        let now = Instant::now();
+        let mut ledger = ledger(10 * SECOND, now);
+        event(&mut ledger, 1, 20, now);
+        assert!(write_due(&mut ledger, now + SECOND) && write_due(&mut ledger, now + 10 * SECOND));
+        assert!(ledger.due(now + 12 * SECOND).is_none());
+    }
+
+    #[test]
     fn nothing_is_confirmed_beyond_where_the_publication_was_seen_whole() {
         let now = Instant::now();
         let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn::ZERO, Duration::ZERO, now);

@@ -486,6 +486,8 @@ mod tests {
     fn a_row_behind_the_start_is_read_again() {
         let behind = Server { start: Lsn(21), ..server() };
         assert!(judge(&row(), &behind, end(2)).unwrap().is_some());
+        let at_it = Server { start: Lsn(20), ..server() };
+        assert!(judge(&row(), &at_it, end(2)).unwrap().is_none());
     }
 
     #[test]
@@ -501,6 +503,21 @@ mod tests {
         let mut plan = plan(&row(), &server(), vec![(3, Stored::Gone)]);
         assert_eq!(admit(&mut plan, &event(20)), Admit::Skip);
         assert_eq!(admit(&mut plan, &event(30)), Admit::Stored(3));
+    }
+
+    #[test]
+    fn a_message_that_was_judged_and_is_gone_since_is_no_event() {
+        let judged = Checkpoint { passed_seq: 3, ..row() };
+        let mut plan = plan(&judged, &server(), vec![(3, Stored::Gone)]);
+        assert_eq!(admit(&mut plan, &event(20)), Admit::Skip);
+        assert_eq!(admit(&mut plan, &event(30)), Admit::New);
+    }
+
+    #[test]
+    fn another_clusters_event_says_nothing_of_our_timeline() {
+        let newer = event_of(2, 30);
+        let other = Identity { position: Position { system_id: 8, ..newer.position.clone() }, ..newer };
+        assert_eq!(code(&row(), &server(), vec![(3, stored(other))]), Code::ForeignMessage);
     }
 
     #[test]

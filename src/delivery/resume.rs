@@ -119,7 +119,7 @@ impl Resume {
         self.gone_before = gone_before;
         let events = self.tail.iter().filter_map(|expected| expected.event.as_ref()).chain(&self.proof);
         for event in events {
-            if event.position.place.commit_lsn > self.wal_end {
+            if event.position.place.commit_lsn >= self.wal_end {
                 return Err(differs(format!(
                     "the stream holds the event at {}, but the server's WAL ends at {}",
                     event.position, self.wal_end
@@ -320,13 +320,14 @@ mod tests {
         let mut resume = Resume::new(Some(event(200, 0)), Lsn(10), Lsn(100));
         assert_eq!(code(resume.expect(Vec::new(), None)), Code::HistoryDiffers);
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
-        assert_eq!(code(resume.expect(tail(&[event(101, 0)], 1), None)), Code::HistoryDiffers);
+        assert_eq!(code(resume.expect(tail(&[event(100, 0)], 1), None)), Code::HistoryDiffers);
     }
 
     #[test]
     fn the_tail_must_come_one_by_one() {
         let mut resume = Resume::new(None, Lsn(10), Lsn(100));
         resume.expect(tail(&[event(20, 0), event(30, 0)], 6), None).unwrap();
+        assert_eq!(resume.outstanding(), 2);
         assert_eq!(resume.event(seen(&event(20, 0))).unwrap(), Admit::Stored(6));
         let mut other = event(30, 0);
         other.event_id = "x".into();
