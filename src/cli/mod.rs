@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 use std::future::Future;
 use std::io::stdout;
 use std::process::ExitCode;
+use tokio::runtime::Builder;
 
 /// Publishes every committed row of an outbox table to NATS JetStream, once and in commit order.
 #[derive(Debug, Parser)]
@@ -73,10 +74,13 @@ pub fn main() -> ExitCode {
 /// What a command ends with: all that is wrong with its input, or the one failure that ended it.
 type Ended = Result<(), Vec<Failure>>;
 
-/// Runs a command's future on the calling thread. One thread is the fastest for the relay: pump and
-/// NATS client wake each other without crossing cores.
+/// Runs a command's future on the calling thread.
 fn block_on<F: Future<Output = Result<(), Failure>>>(future: F) -> Ended {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    drive(&mut Builder::new_current_thread(), future)
+}
+
+fn drive<F: Future<Output = Result<(), Failure>>>(runtime: &mut Builder, future: F) -> Ended {
+    let runtime = runtime.enable_all().build();
     let runtime = runtime.map_err(|error| {
         vec![Failure::new(Code::Unexpected, format!("no runtime: {error}"), "see the limits of the process")]
     })?;

@@ -1,10 +1,11 @@
 //! `postrider run`
 
-use super::{Ended, block_on, load, logging};
+use super::{Ended, drive, load, logging};
 use crate::config::Flags;
 use crate::ops::http::{self, Pulse};
 use crate::ops::status::{Board, Status};
-use crate::relay;
+use crate::relay::{self, Pace};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -34,9 +35,13 @@ pub(super) fn run(args: &Args) -> Ended {
     });
     let pulse = Pulse::default();
     http::serve(&config.http, board.clone(), pulse.clone());
-    block_on(async {
+    let pace = Pace::default();
+    let resting = pace.clone();
+    // One thread is the fastest: pump and NATS client wake each other without crossing cores.
+    let mut runtime = Builder::new_current_thread();
+    drive(runtime.on_thread_park(move || resting.rest()), async {
         let stop = stop_signal();
-        let ended = relay::run(&config, &board, &pulse, stop).await;
+        let ended = relay::run(&config, &board, &pulse, &pace, stop).await;
         if ended.is_ok() {
             info!(published = board.read().published_total, "drained");
         }

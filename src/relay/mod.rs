@@ -7,6 +7,7 @@
 //! | `session` | begins one: who are we talking to, where do we go on |
 //! | `pump` | the one loop |
 //! | `intake` | the slot's messages → events with a place |
+//! | [`Pace`] | lets frames and answers gather under load |
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
 //!
@@ -15,6 +16,7 @@
 
 mod intake;
 mod latency;
+mod pace;
 pub mod preflight;
 mod pump;
 mod servers;
@@ -30,6 +32,7 @@ use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::Mapping;
 use crate::postgres::error::Error;
+pub use pace::Pace;
 use pump::{End, LetterLog, Lettered, Process};
 use servers::Servers;
 use sides::Sides;
@@ -60,10 +63,11 @@ pub async fn run(
     config: &Config,
     board: &Board,
     pulse: &Pulse,
+    pace: &Pace,
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let sides = Servers { config: Arc::new(config.clone()) };
-    Box::pin(run_between(&sides, config, board, pulse, stop)).await
+    Box::pin(run_between(&sides, config, board, pulse, pace, stop)).await
 }
 
 async fn run_between(
@@ -71,12 +75,14 @@ async fn run_between(
     config: &Config,
     board: &Board,
     pulse: &Pulse,
+    pace: &Pace,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
     let mut process = Process {
         board: board.clone(),
         pulse: pulse.clone(),
+        pace: pace.clone(),
         streamed: false,
         first_host: 0,
         published: 0,

@@ -9,6 +9,7 @@ impl<S: Sides> Pump<'_, S> {
         self.asked = None;
         let mut next = Some(first);
         let mut left = FRAMES_A_TURN;
+        let before = self.window.len();
         while let Some(received) = next {
             self.frame(received)?;
             left -= 1;
@@ -18,6 +19,7 @@ impl<S: Sides> Pump<'_, S> {
                 None
             };
         }
+        self.load.took(self.window.len().saturating_sub(before), self.heard);
         Ok(())
     }
 

@@ -34,6 +34,7 @@ pub(super) use aside::LetterLog;
 use item::Item;
 
 use super::intake::{Intake, Step, Taken};
+use super::pace::{Load, Pace};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use super::stream_failure;
 use super::upkeep::{self, Check, Plan};
@@ -164,6 +165,7 @@ pub(super) struct Opened<S: Sides> {
 pub(super) struct Process {
     pub(super) board: Board,
     pub(super) pulse: Pulse,
+    pub(super) pace: Pace,
     /// The process has been in STREAM once: refusals no longer end it.
     pub(super) streamed: bool,
     /// The host to begin with: another one after a former primary was met.
@@ -233,6 +235,7 @@ pub(super) struct Pump<'a, S: Sides> {
     complaint: u64,
     /// Frames are taken.
     filling: bool,
+    load: Load,
     slot: Option<Slot>,
     /// What a silent walsender waits for.
     waits_for: Option<String>,
@@ -252,6 +255,7 @@ impl<'a, S: Sides> Pump<'a, S> {
         let limits = Limits::of(&session.look.config, session.broker.publisher.max_payload());
         let status_sent = (now, Lsn::ZERO);
         let complaint = session.broker.link.borrow().complaints;
+        let load = Load::new(process.pace.clone());
         let mut pump = Pump {
             config,
             process,
@@ -284,6 +288,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             condemned: None,
             complaint,
             filling: true,
+            load,
             slot: None,
             waits_for: None,
             patience,

@@ -10,7 +10,7 @@ use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Status};
 use crate::outbox::Reason;
 use crate::postgres::lsn::Lsn;
-use crate::relay::run_between;
+use crate::relay::{Pace, run_between};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -134,7 +134,8 @@ impl Process {
         let task = spawn_local(async move {
             let board = Board::new(Status::default());
             let pulse = Pulse::default();
-            let mut relay = Box::pin(run_between(&models, &config, &board, &pulse, stopping));
+            let pace = Pace::default();
+            let mut relay = Box::pin(run_between(&models, &config, &board, &pulse, &pace, stopping));
             poll_fn(move |context| {
                 if stopped.is.get() {
                     stopped.waker.replace(Some(context.waker().clone()));
