@@ -14,7 +14,7 @@ help:
 	@echo "make torture-matrix   the same on pairs of versions, a minute each   [MINUTES=1]"
 	@echo "make fuzz     decoder, answers and positions on arbitrary bytes   [SECONDS=20]"
 	@echo "make mutants  which changes of the delivery rules no unit test notices; takes hours   [ARGS=\"--file src/delivery/window.rs\"]"
-	@echo "make bench    the relay beside its floors: drain and latency, in ten minutes   [ARGS=\"--rounds 5\"]"
+	@echo "make bench    the relay beside its floors and its rivals; writes benches/RESULTS.md   [QUICK=1] [ARGS=\"--rounds 3\"]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
@@ -67,7 +67,7 @@ mutants:
 
 bench:
 	scripts/servers.sh
-	$(CARGO) bench --locked --bench floors -- $(ARGS)
+	$(CARGO) bench --locked --bench side_by_side -- $(if $(QUICK),--quick) $(ARGS)
 
 demo:
 	scripts/servers.sh

@@ -1,0 +1,242 @@
+//! Who takes part: the relay, pollers of our own, and programs of others in `benches/rivals`.
+
+use crate::lab::{Lab, PATIENCE};
+use crate::poller::{self, Kind};
+use crate::process;
+use anyhow::{Context, Result, bail, ensure};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What moves rows into the stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Contender {
+    /// `postrider run`.
+    Postrider,
+    /// This program as a poller.
+    Poller { kind: Kind, every: u64, listen: bool },
+    /// `benches/rivals/<name>/run`.
+    Rival { name: String, mode: &'static str },
+}
+
+/// Programs of others, and the variants of each.
+const RIVALS: [(&str, &[&str]); 5] = [
+    ("article", &[""]),
+    ("nats-outbox", &[""]),
+    ("pg-logical-replication", &[""]),
+    ("pg-transactional-outbox", &[""]),
+    ("debezium", &["default", "tuned"]),
+];
+
+/// A contender under way.
+pub(crate) struct Running {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Contender {
+    /// The pollers that a latency is measured of.
+    pub(crate) fn pollers() -> Vec<Contender> {
+        let poller = |kind, every, listen| Contender::Poller { kind, every, listen };
+        vec![
+            poller(Kind::Delete, 10, false),
+            poller(Kind::Delete, 100, false),
+            poller(Kind::Delete, 1000, false),
+            poller(Kind::Delete, 1000, true),
+            poller(Kind::Update, 10, false),
+        ]
+    }
+
+    pub(crate) fn rivals() -> Vec<Contender> {
+        let all = RIVALS.iter().flat_map(|(name, modes)| modes.iter().map(move |mode| (*name, *mode)));
+        all.map(|(name, mode)| Contender::Rival { name: name.to_owned(), mode }).collect()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Contender::Postrider => "postrider".to_owned(),
+            Contender::Poller { kind, listen: true, .. } => format!("{kind:?} poller, LISTEN"),
+            Contender::Poller { kind, every, .. } => format!("{kind:?} poller, {every} ms"),
+            Contender::Rival { name, mode: "" } => name.clone(),
+            Contender::Rival { name, mode } => format!("{name}, {mode}"),
+        }
+    }
+
+    /// Whether a backlog of it is of interest: for a backlog the pause between polls is nothing, and
+    /// the article's poller would take an hour.
+    pub(crate) fn drains_backlogs(&self) -> bool {
+        match self {
+            Contender::Postrider => true,
+            Contender::Poller { every, .. } => *every == 10,
+            Contender::Rival { name, .. } => name != "article",
+        }
+    }
+
+    /// Why it cannot take part.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let Contender::Rival { name, .. } = self else { return None };
+        let run = folder(name).join("run");
+        if !run.is_file() {
+            return Some(format!("{} is not there", run.display()));
+        }
+        // It says so before it looks at its environment.
+        let output = Command::new(run).arg("--check").stdin(Stdio::null()).output().ok()?;
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        (!output.status.success()).then_some(why)
+    }
+
+    /// Makes in an empty lab what it needs before the first row.
+    pub(crate) async fn prepare(&self, lab: &Lab) -> Result<()> {
+        match self {
+            Contender::Postrider => {
+                let output = lab.postrider().arg("init").stdin(Stdio::null()).output()?;
+                ensure!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            Contender::Poller { kind, listen, .. } => {
+                lab.sql.batch_execute(&poller::setup(*kind, *listen)).await?;
+            }
+            Contender::Rival { name, .. } => {
+                if let Some(setup) = text(&folder(name).join("setup.sql"))? {
+                    lab.sql.batch_execute(&setup).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The statement that inserts row `$1` (int) with payload `$2` (text).
+    pub(crate) fn insert(&self) -> Result<String> {
+        let own = match self {
+            Contender::Rival { name, .. } => text(&folder(name).join("insert.sql"))?,
+            _ => None,
+        };
+        let article =
+            "INSERT INTO outbox (event_type, payload) SELECT 'order_created', $2::jsonb WHERE $1 >= 0";
+        Ok(own.map_or_else(|| article.to_owned(), |own| own.trim().trim_end_matches(';').to_owned()))
+    }
+
+    /// Starts it, and waits until it says that it works.
+    pub(crate) async fn start(&self, lab: &Lab) -> Result<Running> {
+        let log = lab.folder.path().join("contender.log");
+        let stderr = std::fs::File::create(&log)?;
+        let mut command = match self {
+            Contender::Postrider => {
+                let mut command = lab.postrider();
+                command.arg("run");
+                command
+            }
+            Contender::Poller { kind, every, listen } => {
+                let mut command = Command::new(std::env::current_exe()?);
+                let kind = format!("{kind:?}").to_lowercase();
+                command.args(["poller", "--kind", &kind, "--every", &every.to_string()]);
+                if *listen {
+                    command.arg("--listen");
+                }
+                command
+            }
+            Contender::Rival { name, mode } => {
+                let mut command = Command::new(folder(name).join("run"));
+                command.env("RIVAL_MODE", mode).env("STREAM", crate::lab::STREAM);
+                command
+            }
+        };
+        command
+            .env("DATABASE_URL", lab.postgres.url("postgres"))
+            .env("NATS_URL", lab.nats_server.url())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        let child = command.spawn().with_context(|| format!("start {}", self.name()))?;
+        let mut running = Running { child, name: self.name(), log };
+        match self {
+            Contender::Postrider => running.wait_until_streaming(lab).await?,
+            Contender::Poller { .. } | Contender::Rival { .. } => running.wait_until_ready().await?,
+        }
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Its CPU time with that of its children.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        process::cpu_of_family(self.child.id())
+    }
+
+    /// The most memory that it ever held, in MiB; of a script, that of the process that it became.
+    pub(crate) fn memory_peak(&self) -> Result<f64> {
+        process::memory_peak(self.child.id())
+    }
+
+    async fn wait_until_streaming(&mut self, lab: &Lab) -> Result<()> {
+        let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
+        let deadline = Instant::now() + PATIENCE;
+        while lab.sql.query_one(active, &[]).await?.get::<_, i64>(0) == 0 {
+            ensure!(Instant::now() < deadline, "{} does not stream\n{}", self.name, self.words());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<()> {
+        let output = self.child.stdout.take().context("its output")?;
+        let (said, ready) = tokio::sync::oneshot::channel();
+        // What it prints later is read and dropped, so that it never waits for us.
+        std::thread::spawn(move || {
+            let mut said = Some(said);
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if line.trim() == "ready" {
+                    let _ = said.take().map(|said| said.send(()));
+                }
+            }
+        });
+        match tokio::time::timeout(PATIENCE, ready).await {
+            Ok(Ok(())) => Ok(()),
+            _ => bail!("{} does not get ready\n{}", self.name, self.words()),
+        }
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        process::terminate(&self.child)?;
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.child.try_wait()? {
+                Some(status) => break status,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+            ensure!(Instant::now() < deadline, "{} does not end at SIGTERM\n{}", self.name, self.words());
+        };
+        ensure!(status.success(), "{} ended with {status}\n{}", self.name, self.words());
+        Ok(())
+    }
+
+    /// The last lines of what it said.
+    pub(crate) fn words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After an error; one that has ended is not signalled again.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn folder(rival: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/rivals").join(rival)
+}
+
+fn text(path: &Path) -> Result<Option<String>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?))
+}
