@@ -7,8 +7,14 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 use tokio_postgres::types::Type;
 
-/// Connections that commit in turn: one alone would wait for its own fsync.
-pub(crate) const WRITERS: u32 = 4;
+/// Connections that commit in turn. One alone would wait for its own fsync; more than are needed would
+/// only be a load.
+fn writers(rate: u32) -> u32 {
+    (rate / 500).clamp(4, 16)
+}
+
+/// Connections of the closed loop.
+const WRITERS: u32 = 4;
 
 /// From the start of the threads until the first row is due.
 const LEAD: Duration = Duration::from_millis(500);
@@ -59,14 +65,15 @@ pub(crate) async fn fill(lab: &Lab, insert: &str, rows: u32, size: u32, bytes: u
 /// due when it is due, whether or not anyone keeps up. The commits by row, the first of which is row 1.
 pub(crate) async fn write(lab: &Lab, insert: &str, rate: u32, rows: u32, bytes: u32) -> Result<Vec<Commit>> {
     let begin = SystemTime::now() + LEAD;
-    let writers: Vec<_> = (0..WRITERS)
+    let count = writers(rate);
+    let writers: Vec<_> = (0..count)
         .map(|writer| {
             let (url, insert) = (lab.postgres.url("postgres"), insert.to_owned());
             on_a_thread(Duration::ZERO, move || async move {
                 let client = sql(&url).await?;
                 let insert = client.prepare_typed(&insert, &PARAMETERS).await?;
                 let mut commits = Vec::new();
-                for row in (writer..rows).step_by(usize::try_from(WRITERS)?) {
+                for row in (writer..rows).step_by(usize::try_from(count)?) {
                     let due = begin + Duration::from_secs(1) * row / rate;
                     // The thread sleeps, not the runtime, whose timers tick in milliseconds.
                     thread::sleep(due.duration_since(SystemTime::now()).unwrap_or_default());
