@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use async_nats::Subject;
 use futures_util::StreamExt;
 use hdrhistogram::Histogram;
-use postrider::nats::publish::{Answer, parse};
+use postrider::nats::answer::{Answer, parse};
 use postrider::postgres::lsn::Lsn;
 use postrider::postgres::pgoutput::{Column, Message};
 use postrider::postgres::replication::Received;

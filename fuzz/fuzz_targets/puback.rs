@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use postrider::nats::publish::{Answer, parse};
+use postrider::nats::answer::{Answer, parse};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 

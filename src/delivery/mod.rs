@@ -6,6 +6,7 @@
 //! | [`history`] | which positions lie in a server's own past |
 //! | [`checkpoint`] | the values of the row that a session begins with and writes |
 //! | [`opening`] | from row, slot and stream: where a session goes on, or why it must not |
+//! | [`rewind`] | where it goes on when the stream has lost its end |
 //! | [`resume`] | which events from the slot are new, and the proof that the others are stored |
 //! | [`window`] | what waits and what is in flight, chained by sequence; what is settled |
 //! | [`confirm`] | when the row is written and which LSN is safe to confirm |
@@ -19,4 +20,5 @@ pub mod history;
 pub mod opening;
 pub mod position;
 pub mod resume;
+pub mod rewind;
 pub mod window;

@@ -69,7 +69,7 @@ pub struct KnownLetter {
 pub enum Opening {
     /// It streams.
     Stream(Box<Plan>),
-    /// The stream went back: read its last messages, then [`rewind`].
+    /// The stream went back: read its last messages, then [`back_to`](super::rewind::back_to).
     Rewind,
     /// Not now; the next session may.
     Again(Failure),
@@ -96,7 +96,7 @@ pub struct Plan {
     pub letters_in_a_row: usize,
 }
 
-const ADOPT: &str = "recover by hand: postrider init --adopt goes on from now (it says what is given up); \
+pub(super) const ADOPT: &str = "recover by hand: postrider init --adopt goes on from now (it says what is given up); \
      unpublished rows are in the outbox table";
 
 /// What can be said before the stream's messages are read.
@@ -269,56 +269,8 @@ fn went_back(row: &Checkpoint, end: StreamEnd, at_seq: &Stored) -> bool {
     end.last_seq < row.seq || other
 }
 
-/// Looks at the message at `seq`, from the stream's end backwards, until one is an event of this
-/// history: the row that the next session begins with. `None`: look at the one before it.
-///
-/// # Errors
-/// The stream's end is not ours, or is gone.
-pub fn rewind(
-    row: &Checkpoint,
-    server: &Server,
-    end: StreamEnd,
-    seq: u64,
-    stored: Stored,
-) -> Result<Option<Checkpoint>, Failure> {
-    let to = |seq: u64, last: Option<Identity>| Checkpoint {
-        seq,
-        last,
-        settled_lsn: server.confirmed,
-        timeline: server.history.timeline,
-        confirmed_seq: row.confirmed_seq.min(seq),
-        passed_seq: row.passed_seq.min(end.last_seq),
-        ..row.clone()
-    };
-    match stored {
-        Stored::Event(event) if event.position.timeline > server.history.timeline => {
-            Err(stale(server.history.timeline, event.position.timeline))
-        }
-        _ if seq == 0 && row.confirmed_seq == 0 => Ok(Some(to(end.last_seq, None))),
-        _ if seq == 0 => Err(Failure::new(
-            Code::StreamWentBack,
-            format!("stream `{}` holds no event of this history any more", row.stream),
-            ADOPT,
-        )),
-        Stored::Gone => Err(differs(format!(
-            "the stream went back, and its message {seq} is gone: what it was cannot be told"
-        ))),
-        Stored::Foreign(subject) if seq > row.passed_seq => {
-            Err(foreign(&row.stream, seq, &format!("subject `{subject}`, no position of this relay")))
-        }
-        Stored::Foreign(_) => Ok(None),
-        Stored::Event(event)
-            if event.position.system_id != server.history.system_id || event.position.slot != server.slot =>
-        {
-            Err(foreign(&row.stream, seq, &format!("position {}", event.position)))
-        }
-        Stored::Event(event) if server.history.contains(&event.position) => Ok(Some(to(seq, Some(*event)))),
-        Stored::Event(_) => Ok(None),
-    }
-}
-
 /// The stream holds an event of a timeline that this server does not know.
-fn stale(own: u32, newer: u32) -> Failure {
+pub(super) fn stale(own: u32, newer: u32) -> Failure {
     Failure::new(
         Code::StalePrimary,
         format!("the server is on timeline {own}, events of timeline {newer} are known"),
@@ -351,28 +303,28 @@ pub fn foreign(stream: &str, seq: u64, what: &str) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::checkpoint::Objects;
     use super::super::position::{Place, Position};
     use super::super::resume::{Admit, Seen};
     use super::*;
 
-    fn event_of(timeline: u32, lsn: u64) -> Identity {
+    pub(in super::super) fn event_of(timeline: u32, lsn: u64) -> Identity {
         let place = Place { commit_lsn: Lsn(lsn), index: 0 };
         let position = Position { system_id: 7, timeline, slot: "s".into(), place };
         Identity { position, commit_time: Timestamp(1), event_id: lsn.to_string() }
     }
 
-    fn event(lsn: u64) -> Identity {
+    pub(in super::super) fn event(lsn: u64) -> Identity {
         event_of(1, lsn)
     }
 
-    fn stored(event: Identity) -> Stored {
+    pub(in super::super) fn stored(event: Identity) -> Stored {
         Stored::Event(Box::new(event))
     }
 
     /// Events 10 at sequence 1 and 20 at 2 are settled and confirmed up to 15.
-    fn row() -> Checkpoint {
+    pub(in super::super) fn row() -> Checkpoint {
         Checkpoint {
             slot: "s".into(),
             stream: "S".into(),
@@ -390,12 +342,12 @@ mod tests {
         }
     }
 
-    fn server() -> Server {
+    pub(in super::super) fn server() -> Server {
         let history = History::first(7, 1);
         Server { history, slot: "s".into(), confirmed: Lsn(15), start: Lsn(20), wal_end: Lsn(100) }
     }
 
-    fn end(last_seq: u64) -> StreamEnd {
+    pub(in super::super) fn end(last_seq: u64) -> StreamEnd {
         StreamEnd { last_seq, created: Timestamp(5) }
     }
 
@@ -608,34 +560,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rewind_goes_to_the_last_message_of_this_history() {
-        let back = rewind(&row(), &server(), end(1), 1, stored(event(10))).unwrap().unwrap();
-        assert_eq!(
-            (back.seq, back.last, back.settled_lsn, back.confirmed_seq),
-            (1, Some(event(10)), Lsn(15), 1)
-        );
-    }
-
-    #[test]
-    fn a_rewind_claims_nothing_behind_its_message_and_names_the_present_timeline() {
-        let row = Checkpoint { passed_seq: 9, confirmed_seq: 2, ..row() };
-        let history = History::parse(7, 2, "1\t0/50\tpromoted\n").unwrap();
-        let promoted = Server { history, ..server() };
-        let back = rewind(&row, &promoted, end(3), 1, stored(event(10))).unwrap().unwrap();
-        assert_eq!((back.timeline, back.seq, back.confirmed_seq, back.passed_seq), (2, 1, 1, 3));
-    }
-
-    #[test]
-    fn a_rewind_of_an_emptied_stream_begins_at_the_slot() {
-        let row = Checkpoint { confirmed_seq: 0, ..row() };
-        let back = rewind(&row, &server(), end(0), 0, Stored::Gone).unwrap().unwrap();
-        assert_eq!((back.seq, back.last, back.settled_lsn), (0, None, Lsn(15)));
-    }
-
-    #[test]
-    fn a_rewind_onto_a_message_that_is_gone_or_foreign_is_refused() {
-        let to = |stored| rewind(&row(), &server(), end(1), 1, stored).unwrap_err().code;
-        assert_eq!(to(Stored::Gone), Code::HistoryDiffers);
-        assert_eq!(to(Stored::Foreign("x".into())), Code::ForeignMessage);
+    fn open_letters_behind_the_last_stored_event_are_in_a_row() {
+        let letter = |lsn, open| KnownLetter { place: event(lsn).position.place, open };
+        let letters = [letter(25, true), letter(40, true), letter(50, false), letter(60, true)];
+        let tail = vec![(3, stored(event(30)))];
+        let opening = open(&row(), &server(), end(3), &stored(event(20)), tail, None, &letters).unwrap();
+        let Opening::Stream(plan) = opening else { panic!("{opening:?}") };
+        assert_eq!(plan.letters_in_a_row, 2);
     }
 }

@@ -1,9 +1,11 @@
-//! The way into JetStream over async-nats: connection, stream, publishing.
+//! The way into JetStream over async-nats: connection, stream, publishing, answers.
 //!
 //! async-nats reconnects by itself, replays commands that were queued and loses those that were in
 //! its write buffer. Neither can reorder the stream: every publish carries the sequence it expects.
 
+pub mod answer;
 pub mod connect;
+pub mod limits;
 pub mod object_store;
 pub mod publish;
 pub mod stream;

@@ -1,152 +1,23 @@
-//! Publishing by the thousand, and the answers.
+//! Publishing by the thousand.
 //!
 //! One wildcard inbox takes all answers. An answer's subject is `<inbox>.<epoch>.<sequence>`: the
 //! sequence is the one that the message must get, so answers are matched by place, never by arrival,
 //! and a late answer of an earlier epoch is dropped.
 
-use super::ApiError;
+use super::answer::{Answer, parse};
 use super::connect::Nats;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
-use crate::outbox::{Event, Poison, Reason, subject};
-use crate::postgres::text::Text;
+use crate::outbox::Event;
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use serde::Deserialize;
 use std::fmt::Write;
 
 /// The header that says where in the log an event stands.
 pub static POSITION: HeaderName = HeaderName::from_static("Postrider-Position");
 /// The header that says when its transaction committed.
 pub static COMMIT_TIME: HeaderName = HeaderName::from_static("Postrider-Commit-Time");
-
-/// What JetStream says to one publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Stored at this sequence.
-    Stored(u64),
-    /// It says `duplicate`: nothing was stored now.
-    Duplicate(u64),
-    /// It refuses.
-    Refused {
-        /// HTTP-like.
-        code: u64,
-        /// JetStream's own; 0 when it gives none.
-        err_code: u64,
-        /// In words.
-        description: String,
-    },
-    /// No stream listens: none has a leader, or JetStream is shutting down.
-    NoResponders,
-}
-
-impl Answer {
-    /// What an answer other than stored means, sorted (ADR-22 and nats-server's `errors.json`).
-    #[must_use]
-    pub fn failure(&self, stream: &str, subject: &str) -> Failure {
-        let retry = "none is needed: the relay tries again";
-        let (err_code, code, said) = match self {
-            Answer::Stored(seq) | Answer::Duplicate(seq) => {
-                let message = format!("stream `{stream}` says that it has the event at sequence {seq}");
-                return Failure::new(Code::NatsSession, message, retry);
-            }
-            Answer::NoResponders => {
-                let message = format!("no stream listens on `{subject}`");
-                return Failure::new(Code::NatsSession, message, retry);
-            }
-            Answer::Refused { code, err_code, description } => (*err_code, *code, description),
-        };
-        let (code, remedy) = match (err_code, code) {
-            // The stream is full.
-            (10_077 | 10_052, _) => (
-                Code::PublishRefused,
-                "raise the stream's limits (nats stream edit), or let consumers and max_age make room",
-            ),
-            // The account or the server is full.
-            (10_002 | 10_023 | 10_028 | 10_047, _) => (
-                Code::PublishRefused,
-                "raise the account's or the server's JetStream limits (nats account info)",
-            ),
-            (10_109, _) => (Code::StreamUnfit, "the stream is sealed: choose another nats.stream"),
-            (10_060, _) => {
-                (Code::StreamUnbound, "another stream binds the subject: nats stream ls --subject")
-            }
-            (10_039 | 10_076, _) => (Code::NoJetStream, "enable JetStream for the account"),
-            (10_054, _) => (Code::Oversize, "raise the stream's max_msg_size, or make the payload smaller"),
-            (10_097, _) => (Code::HeaderTooLarge, "make the headers column's entries smaller"),
-            (10_166 | 10_111, _) => (Code::EventRefused, "see the event's headers"),
-            // Not the leader, in process, too many requests, starting up.
-            (10_009 | 10_158 | 10_163 | 10_167 | 10_071 | 10_164 | 10_008, _) | (_, 429 | 503 | 0) => {
-                (Code::NatsSession, retry)
-            }
-            _ => (Code::PublishRefused, "see nats-server's log and the stream's configuration"),
-        };
-        Failure::new(
-            code,
-            format!("stream `{stream}` refuses an event for `{subject}`: {said} (error {err_code})"),
-            remedy,
-        )
-    }
-}
-
-/// What an event must not exceed.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    filters: Vec<String>,
-    /// Headers and payload.
-    message: usize,
-    name: &'static str,
-}
-
-/// JetStream keeps a message's headers with a 16-bit length.
-const HEADERS_MAX: usize = 65_535;
-
-/// `Nats-Expected-Stream`, `Nats-Expected-Last-Sequence` and the block's first and last line.
-const OWN_HEADERS: usize = 512;
-
-impl Limits {
-    /// A stream's, of a server that takes `max_payload` bytes.
-    #[must_use]
-    pub fn of(stream: &super::stream::Config, max_payload: usize) -> Limits {
-        let filters = stream.subjects.clone();
-        match usize::try_from(stream.max_msg_size) {
-            Ok(size) if size > 0 && size < max_payload => {
-                Limits { filters, message: size, name: "the stream's max_msg_size" }
-            }
-            _ => Limits { filters, message: max_payload, name: "the server's max_payload" },
-        }
-    }
-
-    /// Whether JetStream can take the event.
-    ///
-    /// # Errors
-    /// It would refuse it, or drop the connection.
-    pub fn check(&self, event: &Event) -> Result<(), Poison> {
-        if !self.filters.iter().any(|filter| subject::matches(filter, &event.subject)) {
-            return Err(Poison::new(
-                Reason::SubjectUnbound,
-                format!("event {:?}: no subject of the stream matches `{}`", event.id, event.subject),
-            ));
-        }
-        let line = |(name, value): &(HeaderName, Text)| AsRef::<str>::as_ref(name).len() + value.len() + 4;
-        let headers = OWN_HEADERS + event.headers.iter().map(line).sum::<usize>();
-        if headers > HEADERS_MAX {
-            return Err(Poison::new(
-                Reason::HeaderTooLarge,
-                format!("event {:?}: {headers} bytes of headers, JetStream takes {HEADERS_MAX}", event.id),
-            ));
-        }
-        let size = headers + event.payload.len();
-        if size > self.message {
-            return Err(Poison::new(
-                Reason::Oversize,
-                format!("event {:?}: {size} bytes exceed {} of {}", event.id, self.name, self.message),
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// What belongs to a transaction's events alike: formatted once.
 #[derive(Debug, Clone)]
@@ -302,96 +173,4 @@ fn wire_subject(bytes: Bytes) -> Result<Subject, Failure> {
 
 fn gone(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::NatsSession, format!("the NATS client has ended: {error}"), "")
-}
-
-#[derive(Deserialize)]
-struct PubAck {
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<ApiError>,
-}
-
-/// Reads a PubAck. By far most are `{"stream":"S","seq":17}` or, up to 2.11, `{"stream":"S", "seq":17}`;
-/// anything else, such as a domain, is left to serde.
-#[must_use]
-pub fn parse(payload: &[u8]) -> Answer {
-    if let Some(seq) = plain(payload) {
-        return Answer::Stored(seq);
-    }
-    match serde_json::from_slice::<PubAck>(payload) {
-        Ok(PubAck { error: Some(ApiError { code, err_code, description }), .. }) => {
-            Answer::Refused { code, err_code, description }
-        }
-        Ok(PubAck { duplicate: true, seq, .. }) => Answer::Duplicate(seq),
-        Ok(PubAck { seq, .. }) if seq > 0 => Answer::Stored(seq),
-        _ => Answer::Refused {
-            code: 0,
-            err_code: 0,
-            description: format!("an answer that does not parse: {}", payload.escape_ascii()),
-        },
-    }
-}
-
-fn plain(payload: &[u8]) -> Option<u64> {
-    let rest = payload.strip_prefix(b"{\"stream\":\"")?;
-    let end = rest.iter().position(|byte| *byte == b'"')?;
-    let (name, rest) = rest.split_at_checked(end)?;
-    let rest = rest.strip_prefix(b"\",")?;
-    if !name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'\\') {
-        return None;
-    }
-    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_prefix(b"\"seq\":")?;
-    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
-    let digits = rest.first().is_some_and(|first| *first != b'0') && rest.iter().all(u8::is_ascii_digit);
-    digits.then(|| std::str::from_utf8(rest).ok()?.parse().ok())?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn both_spellings_of_a_plain_answer_are_read() {
-        assert_eq!(parse(br#"{"stream":"OUTBOX","seq":17}"#), Answer::Stored(17));
-        assert_eq!(parse(br#"{"stream":"OUTBOX", "seq":18}"#), Answer::Stored(18));
-        assert_eq!(parse(br#"{"stream":"OUTBOX","domain":"hub","seq":19}"#), Answer::Stored(19));
-    }
-
-    #[test]
-    fn a_duplicate_is_not_taken_for_stored() {
-        assert_eq!(parse(br#"{"stream":"S","seq":0,"duplicate":true}"#), Answer::Duplicate(0));
-        assert_eq!(parse(br#"{"stream":"S","seq":5,"duplicate": true}"#), Answer::Duplicate(5));
-    }
-
-    #[test]
-    fn an_answer_without_a_sequence_is_not_taken_for_stored() {
-        for garbage in [
-            &b""[..],
-            b"{}",
-            br#"{"stream":"S","seq":0}"#,
-            br#"{"stream":"S","seq":07}"#,
-            br#"{"stream":"S\x","seq":7}"#,
-            br#"{"stream":"S","seq":}"#,
-            b"+OK",
-        ] {
-            assert!(matches!(parse(garbage), Answer::Refused { .. }), "{}", garbage.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn a_refusal_keeps_its_codes() {
-        let refusal = br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"},"stream":"S","seq":0}"#;
-        let description = "wrong last sequence: 7".to_owned();
-        assert_eq!(parse(refusal), Answer::Refused { code: 400, err_code: 10_071, description });
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_parse_without_a_panic(payload in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = parse(&payload);
-        }
-    }
 }

@@ -14,6 +14,7 @@ use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::confirm::Ledger;
 use crate::delivery::history::History;
 use crate::delivery::opening::{self, KnownLetter, Opening, Plan, Server, Stored};
+use crate::delivery::rewind;
 use crate::error::{Code, Failure};
 use crate::nats::object_store::bucket;
 use crate::nats::stream::Look;
@@ -315,7 +316,7 @@ async fn judge(
                 State::Rewind,
                 "the stream went back: its lost events are sent again",
             );
-            Err(rewind(stream, base, row, server, end).await?)
+            Err(go_back(stream, base, row, server, end).await?)
         }
     }
 }
@@ -331,7 +332,7 @@ async fn last_stored_before(stream: &impl Stream, base: &impl Base) -> Result<Op
 
 /// The stream went back: the row is set to its last event, and the next session sends the rest
 /// again, onto the same sequences.
-async fn rewind(
+async fn go_back(
     stream: &impl Stream,
     base: &impl Base,
     row: &Checkpoint,
@@ -341,7 +342,7 @@ async fn rewind(
     let mut seq = end.last_seq;
     let back = loop {
         let stored = if seq == 0 { Stored::Gone } else { stream.message(seq).await? };
-        match opening::rewind(row, server, end, seq, stored)? {
+        match rewind::back_to(row, server, end, seq, stored)? {
             Some(back) => break back,
             None => seq = seq.saturating_sub(1),
         }

@@ -3,8 +3,8 @@
 use super::jetstream::Model;
 use crate::delivery::opening::Stored;
 use crate::demo::servers::{NatsServer, nats_program};
+use crate::nats::answer::{Answer, parse};
 use crate::nats::connect;
-use crate::nats::publish::{Answer, parse};
 use crate::nats::stream::Stream;
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SEQUENCE;
