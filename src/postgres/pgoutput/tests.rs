@@ -55,6 +55,20 @@ fn a_relation_is_decoded() {
 }
 
 #[test]
+fn columns_that_the_rest_cannot_hold_are_not_believed() {
+    let relation = |columns: &[u8]| decode(&[b"R\0\0\x40\0\0t\0d\0\x01", columns].concat());
+    assert!(relation(b"\0\0\0\0\0\x17\xFF\xFF\xFF\xFF").is_ok(), "a column without a name");
+    assert_eq!(relation(b"\0\0\0\0\0\x17\xFF\xFF\xFF"), Err(DecodeError::Truncated("column count")));
+}
+
+#[test]
+fn a_tuple_knows_how_many_columns_it_has() {
+    assert_eq!((Tuple(vec![]).len(), Tuple(vec![]).is_empty()), (0, true));
+    let one = Tuple(vec![Column::Null]);
+    assert_eq!((one.len(), one.is_empty(), one.get(0), one.get(1)), (1, false, Some(&Column::Null), None));
+}
+
+#[test]
 fn every_replica_identity_is_known_and_no_other() {
     use ReplicaIdentity::{Default, Full, Index, Nothing};
     for (byte, expected) in [(b'd', Default), (b'n', Nothing), (b'f', Full), (b'i', Index)] {
