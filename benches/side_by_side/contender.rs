@@ -74,17 +74,34 @@ impl Contender {
         }
     }
 
-    /// Why it cannot take part.
-    pub(crate) fn missing(&self) -> Option<String> {
-        let Contender::Rival { name, .. } = self else { return None };
-        let run = folder(name).join("run");
-        if !run.is_file() {
-            return Some(format!("{} is not there", run.display()));
+    /// How many rows of a backlog of so many it gets: others than ours take minutes for some.
+    pub(crate) fn backlog(&self, rows: u32, size: u32) -> u32 {
+        match self {
+            Contender::Postrider | Contender::Poller { .. } => rows,
+            Contender::Rival { .. } => (rows / 10 / size).max(1) * size,
         }
-        // It says so before it looks at its environment.
-        let output = Command::new(run).arg("--check").stdin(Stdio::null()).output().ok()?;
-        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        (!output.status.success()).then_some(why)
+    }
+
+    /// Whether it can be expected to keep up: the article's poller moves 100 rows in two seconds.
+    pub(crate) fn keeps_up_with(&self, rate: u32) -> bool {
+        rate <= 40 || !matches!(self, Contender::Rival { name, .. } if name == "article")
+    }
+
+    /// Why it cannot take part.
+    pub(crate) async fn missing(&self, lab: &Lab) -> Result<Option<String>> {
+        if !matches!(self, Contender::Rival { .. }) {
+            return Ok(None);
+        }
+        lab.empty().await?;
+        self.prepare(lab).await?;
+        Ok(match self.start(lab).await {
+            Ok(running) => {
+                running.stop().await?;
+                None
+            }
+            // The last thing that it says is its reason.
+            Err(error) => Some(format!("{error:#}").lines().next_back().unwrap_or_default().to_owned()),
+        })
     }
 
     /// Makes in an empty lab what it needs before the first row.

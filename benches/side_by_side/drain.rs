@@ -26,6 +26,7 @@ pub(crate) const PAYLOAD: u32 = 250;
 pub(crate) struct Run {
     pub(crate) who: String,
     pub(crate) is_floor: bool,
+    pub(crate) rows: u32,
     /// Rows a second.
     pub(crate) rate: f64,
     pub(crate) cpu: Used,
@@ -78,6 +79,7 @@ impl Drain {
         Run {
             who: who.to_owned(),
             is_floor: true,
+            rows: self.rows,
             rate: f64::from(self.rows) / floor.took.as_secs_f64(),
             cpu: floor.cpu,
             wal: 0.0,
@@ -113,11 +115,12 @@ impl Drain {
     async fn contender(&self, lab: &Lab, contender: &Contender) -> Result<Run> {
         lab.empty().await?;
         contender.prepare(lab).await?;
-        fill(lab, &contender.insert()?, self.rows, self.size, PAYLOAD).await?;
+        let rows = contender.backlog(self.rows, self.size);
+        fill(lab, &contender.insert()?, rows, self.size, PAYLOAD).await?;
         let wal = lab.wal_end().await?;
         let (before, begun) = (lab.cpu(Duration::ZERO)?, SystemTime::now());
         let running = contender.start(lab).await?;
-        let waited = lab.wait_for(STREAM, self.rows.into()).await;
+        let waited = lab.wait_for(STREAM, rows.into()).await;
         let cpu = lab.cpu(running.cpu()?)?.since(before);
         let memory_mib = running.memory_peak()?;
         let state = waited.with_context(|| running.words())?;
@@ -125,16 +128,17 @@ impl Drain {
         running.stop().await?;
         let wal = lab.wal_end().await? - wal;
         let (first, last) = (SystemTime::from(state.first_timestamp), SystemTime::from(state.last_timestamp));
-        let arrivals = stored::read(lab.nats_server.url(), STREAM, self.rows).await?;
-        let faults = Faults::of(&arrivals, self.rows, true);
+        let arrivals = stored::read(lab.nats_server.url(), STREAM, rows).await?;
+        let faults = Faults::of(&arrivals, rows, true);
         let run = Run {
             who: contender.name(),
             is_floor: false,
-            rate: f64::from(self.rows) / last.duration_since(first)?.as_secs_f64(),
+            rows,
+            rate: f64::from(rows) / last.duration_since(first)?.as_secs_f64(),
             cpu,
             #[expect(clippy::cast_precision_loss, reason = "a mean")]
-            wal: wal as f64 / f64::from(self.rows),
-            dead: dead_rows(lab).await? / f64::from(self.rows),
+            wal: wal as f64 / f64::from(rows),
+            dead: dead_rows(lab).await? / f64::from(rows),
             start_up: first.duration_since(begun)?,
             memory_mib,
             faults,

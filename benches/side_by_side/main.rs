@@ -111,9 +111,12 @@ async fn measure(args: &Args) -> Result<()> {
     let seconds = args.seconds.unwrap_or(if args.quick { 3 } else { 10 });
     let rates = args.rate.clone();
     let rates =
-        rates.unwrap_or(if args.quick { vec![1_000, 5_000] } else { vec![100, 1_000, 5_000, 10_000] });
+        rates.unwrap_or(if args.quick { vec![1_000, 5_000] } else { vec![20, 100, 1_000, 5_000, 10_000] });
     let pairs = args.pairs.unwrap_or(pick(9, 0));
 
+    let lab = Lab::start(&args.nats).await?;
+    let surroundings = lab.surroundings()?;
+    surroundings.iter().for_each(|line| eprintln!("{line}"));
     let mut left_out = Vec::new();
     let mut drained = vec![Contender::Postrider];
     let mut timed = drained.clone();
@@ -127,7 +130,7 @@ async fn measure(args: &Args) -> Result<()> {
         if !wanted {
             continue;
         }
-        if let Some(why) = contender.missing() {
+        if let Some(why) = contender.missing(&lab).await? {
             eprintln!("left out: {name}: {why}");
             left_out.push((name, why));
             continue;
@@ -138,9 +141,6 @@ async fn measure(args: &Args) -> Result<()> {
         timed.push(contender);
     }
 
-    let lab = Lab::start(&args.nats).await?;
-    let surroundings = lab.surroundings()?;
-    surroundings.iter().for_each(|line| eprintln!("{line}"));
     let mut report = Report {
         command: command(args),
         date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),

@@ -112,11 +112,7 @@ fn legend<'n>(root: &Canvas<'_>, names: impl Iterator<Item = &'n str>) -> Result
 }
 
 /// By size of transaction, `value` of each participant.
-fn by_size(
-    drains: &[Drain],
-    skip_floors: bool,
-    value: impl Fn(&Run, u32) -> f64,
-) -> (Vec<String>, Vec<Series>) {
+fn by_size(drains: &[Drain], skip_floors: bool, value: impl Fn(&Run) -> f64) -> (Vec<String>, Vec<Series>) {
     let labels = drains
         .iter()
         .map(|drain| format!("{}-row transactions", crate::spread::number(drain.size.into(), 0)));
@@ -127,9 +123,7 @@ fn by_size(
         }
     }
     let series = names.into_iter().map(|name| {
-        let of = |drain: &Drain| {
-            Spread::of(drain.of(&name).map(|run| value(run, drain.rows))).map(|spread| spread.median)
-        };
+        let of = |drain: &Drain| Spread::of(drain.of(&name).map(&value)).map(|spread| spread.median);
         let values = drains.iter().map(of).collect();
         (name, values)
     });
@@ -137,14 +131,14 @@ fn by_size(
 }
 
 pub(crate) fn drain(drains: &[Drain], path: &Path) -> Result<()> {
-    let (labels, series) = by_size(drains, false, |run, _| run.rate);
+    let (labels, series) = by_size(drains, false, |run| run.rate);
     bars(path, "Drain of a backlog, rows a second (more is better)", &labels, &series)
 }
 
 pub(crate) fn cpu(drains: &[Drain], path: &Path) -> Result<()> {
     let seconds = |cpu: Duration, rows: u32| cpu.as_secs_f64() * 1e6 / f64::from(rows);
     let (labels, series) =
-        by_size(drains, false, |run, rows| seconds(run.cpu.client + run.cpu.postgres + run.cpu.nats, rows));
+        by_size(drains, false, |run| seconds(run.cpu.client + run.cpu.postgres + run.cpu.nats, run.rows));
     bars(
         path,
         "CPU of client, Postgres and nats-server, seconds a million events (less is better)",
@@ -154,7 +148,7 @@ pub(crate) fn cpu(drains: &[Drain], path: &Path) -> Result<()> {
 }
 
 pub(crate) fn wal(drains: &[Drain], path: &Path) -> Result<()> {
-    let (labels, series) = by_size(drains, true, |run, _| run.wal);
+    let (labels, series) = by_size(drains, true, |run| run.wal);
     bars(path, "WAL that draining writes, bytes an event (less is better)", &labels, &series)
 }
 

@@ -87,7 +87,7 @@ impl Report {
             for who in drain.names() {
                 let of = |value: &dyn Fn(&Run) -> f64| Spread::of(drain.of(&who).map(value));
                 let micros = |pick: fn(&Run) -> Duration| {
-                    let value = of(&|run| pick(run).as_secs_f64() * 1e6 / f64::from(drain.rows));
+                    let value = of(&|run| pick(run).as_secs_f64() * 1e6 / f64::from(run.rows));
                     value.map_or(String::new(), |spread| number(spread.median, 1))
                 };
                 let rate = of(&|run| run.rate).map_or(String::new(), |spread| spread.text(0));
@@ -142,7 +142,7 @@ impl Report {
         // What both cores could do at most if nothing but this work ran on them.
         let ceiling = per_round(&|relay, _| {
             let all = (relay.cpu.client + relay.cpu.postgres + relay.cpu.nats).as_secs_f64()
-                / f64::from(drain.rows);
+                / f64::from(relay.rows);
             let cores = std::thread::available_parallelism().ok()?.get();
             #[expect(clippy::cast_precision_loss, reason = "a few cores")]
             Some(relay.rate * all / cores as f64)
@@ -199,6 +199,10 @@ impl Report {
                 let at =
                     |quantile| quantiles(rounds, quantile).map_or(String::new(), |spread| spread.text(2));
                 writeln!(text, "| {name} | {} | {} | {} | {faults} |", at(0.5), at(0.99), at(0.999))?;
+            }
+            for (name, come) in &latency.behind {
+                let rows = latency.rate * latency.seconds;
+                writeln!(text, "| {name} | did not keep up: {come} of {rows} rows came | | | |")?;
             }
             writeln!(text, "\n| part | p50 | p99 |\n| --- | ---: | ---: |")?;
             for name in [

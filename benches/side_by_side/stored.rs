@@ -67,8 +67,14 @@ impl fmt::Display for Faults {
 }
 
 /// Consumes `stream` from its beginning by an ordered push consumer, until `rows` different rows have
-/// come; what comes within a moment after that is taken too, for a double would.
-pub(crate) async fn consume(nats: String, stream: &'static str, rows: u32) -> Result<Vec<Arrival>> {
+/// come, or the time is up; what comes within a moment after that is taken too, for a double would.
+pub(crate) async fn consume(
+    nats: String,
+    stream: &'static str,
+    rows: u32,
+    time: Duration,
+) -> Result<Vec<Arrival>> {
+    let up = tokio::time::Instant::now() + time;
     let client = async_nats::ConnectOptions::new().subscription_capacity(1 << 20).connect(nats).await?;
     let inbox = client.new_inbox();
     let stream = async_nats::jetstream::new(client).get_stream(stream).await?;
@@ -81,13 +87,10 @@ pub(crate) async fn consume(nats: String, stream: &'static str, rows: u32) -> Re
     let (mut arrivals, mut seen) = (Vec::new(), HashSet::new());
     loop {
         let complete = seen.len() >= rows as usize;
-        let patience = if complete { Duration::from_millis(200) } else { PATIENCE };
-        let message = match timeout(patience, messages.next()).await {
-            Ok(message) => message.context("the consumer has ended")??,
-            Err(_) if complete => return Ok(arrivals),
-            // What is missing is counted as lost.
-            Err(_) => return Ok(arrivals),
-        };
+        let left = up.saturating_duration_since(tokio::time::Instant::now());
+        let patience = if complete { Duration::from_millis(200) } else { left };
+        let Ok(message) = timeout(patience, messages.next()).await else { return Ok(arrivals) };
+        let message = message.context("the consumer has ended")??;
         let at = SystemTime::now();
         let row = row(&message.payload).context("a message without its row")?;
         let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
@@ -98,7 +101,7 @@ pub(crate) async fn consume(nats: String, stream: &'static str, rows: u32) -> Re
 
 /// The whole stream, once nothing is to come any more.
 pub(crate) async fn read(nats: String, stream: &'static str, rows: u32) -> Result<Vec<Arrival>> {
-    on_a_thread(Duration::ZERO, move || consume(nats, stream, rows)).join().await
+    on_a_thread(Duration::ZERO, move || consume(nats, stream, rows, PATIENCE)).join().await
 }
 
 /// The number behind `"order":` in a payload, by whomever it was printed.
