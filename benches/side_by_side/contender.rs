@@ -21,13 +21,7 @@ pub(crate) enum Contender {
 }
 
 /// Programs of others, and the variants of each.
-const RIVALS: [(&str, &[&str]); 5] = [
-    ("article", &[""]),
-    ("nats-outbox", &[""]),
-    ("pg-logical-replication", &[""]),
-    ("pg-transactional-outbox", &[""]),
-    ("debezium", &["default", "tuned"]),
-];
+const RIVALS: [(&str, &[&str]); 2] = [("article", &[""]), ("nats-outbox", &["default", "tuned"])];
 
 /// A contender under way.
 pub(crate) struct Running {

@@ -16,7 +16,7 @@ type Canvas<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 /// A bar of each group; `None` leaves a gap.
 type Series = (String, Vec<Option<f64>>);
 
-/// The relay in the strongest colour, floors in grey, the others in a palette that colour-blind people
+/// The relay in the strongest colour, floors in greys, the others in a palette that colour-blind people
 /// tell apart.
 fn colour(name: &str, index: usize) -> RGBColor {
     const OTHERS: [RGBColor; 7] = [
@@ -30,7 +30,10 @@ fn colour(name: &str, index: usize) -> RGBColor {
     ];
     match name {
         "postrider" => RGBColor(213, 94, 0),
-        name if name.starts_with("floor") => RGBColor(150, 150, 150),
+        name if name.starts_with("floor") => {
+            let grey = u8::try_from(110 + 30 * (index % 4)).unwrap_or(u8::MAX);
+            RGBColor(grey, grey, grey)
+        }
         _ => OTHERS[index % OTHERS.len()],
     }
 }
@@ -56,20 +59,15 @@ fn bars(path: &Path, title: &str, labels: &[String], series: &[Series]) -> Resul
     let mut chart = ChartBuilder::on(&root)
         .caption(title, (FONT, 18))
         .margin(10)
+        .margin_right(290)
         .x_label_area_size(30)
         .y_label_area_size(80)
-        .build_cartesian_2d((0..groups).into_segmented(), 0.0..most * 1.15)
+        .build_cartesian_2d(0..groups, 0.0..most * 1.15)
         .map_err(failed)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(labels.len())
-        .x_label_formatter(&|at: &SegmentValue<i32>| match at {
-            SegmentValue::CenterOf(index) | SegmentValue::Exact(index) => {
-                usize::try_from(*index).ok().and_then(|index| labels.get(index)).cloned().unwrap_or_default()
-            }
-            SegmentValue::Last => String::new(),
-        })
+        .x_labels(0)
         .y_label_formatter(&|value| crate::spread::number(*value, 0))
         .label_style((FONT, 14))
         .draw()
@@ -94,6 +92,12 @@ fn bars(path: &Path, title: &str, labels: &[String], series: &[Series]) -> Resul
             let bottom = i32::try_from(height)?;
             area.draw(&Rectangle::new([(left, top), (right, bottom)], colour.filled())).map_err(failed)?;
         }
+    }
+    for (at, label) in labels.iter().enumerate() {
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "pixels")]
+        let left = (group * (at as f64 + 0.075)) as i32;
+        root.draw(&Text::new(label.clone(), (90 + left, i32::try_from(SIZE.1)? - 32), (FONT, 14)))
+            .map_err(failed)?;
     }
     legend(&root, series.iter().map(|(name, _)| name.as_str()))?;
     root.present().map_err(failed)

@@ -14,6 +14,11 @@
 //! Each turn takes what has come, in this order: stop, answers, then frames; frames only while the
 //! window has room, so a slow stream holds back Postgres by TCP and not by memory.
 //!
+//! In a drain of single-row transactions two cores are busy to nine tenths with Postgres, nats-server
+//! and this loop, which makes 0.06 system calls a row and takes 4 to 5 µs of CPU, a bare publisher of
+//! equal messages and a bare reader 4 together. Tried and not taken: a window of 8,192 (no difference);
+//! mimalloc (0.6 µs less, but 32 MiB in place of 16).
+//!
 //! | file | what it does to the pump's state |
 //! | --- | --- |
 //! | `flow` | frames in, publishes out, answers back, what is settled by them |
