@@ -76,6 +76,10 @@ mod tests {
     use tokio_postgres::error::SqlState;
 
     fn of(state: &str) -> Code {
+        failure(state).code
+    }
+
+    fn failure(state: &str) -> Failure {
         let error = ServerError {
             severity: "ERROR".into(),
             code: SqlState::from_code(state),
@@ -84,7 +88,26 @@ mod tests {
             hint: None,
             context: None,
         };
-        Failure::from(Error::Server(Box::new(error))).code
+        Failure::from(Error::Server(Box::new(error)))
+    }
+
+    #[test]
+    fn each_state_that_a_person_can_mend_has_its_code_and_remedy() {
+        for (states, code, remedy) in [
+            (&["28P01", "28000"][..], Code::PostgresAuth, "password"),
+            (&["3D000"], Code::PostgresDatabase, "CREATE DATABASE"),
+            (&["42P01", "3F000"], Code::SchemaMissing, "postrider init"),
+            (&["42501"], Code::PostgresRefuses, "privileges.sql"),
+            (&["55006"], Code::SlotBusy, "takes over"),
+            (&["55P03", "08006", "40001", "53300", "57P01"], Code::PostgresSession, "tries again"),
+            (&["XX000", "55000"], Code::PostgresRefuses, "log"),
+        ] {
+            for state in states {
+                let failure = failure(state);
+                assert_eq!(failure.code, code, "{state}");
+                assert!(failure.remedy.contains(remedy), "{state}: {}", failure.remedy);
+            }
+        }
     }
 
     #[test]
