@@ -130,6 +130,14 @@ mod tests {
     }
 
     #[test]
+    fn by_far_most_answers_take_the_short_way() {
+        assert_eq!(plain(br#"{"stream":"OUTBOX","seq":17}"#), Some(17));
+        assert_eq!(plain(br#"{"stream":"OUTBOX", "seq":18}"#), Some(18));
+        // What JSON escapes is left to serde.
+        assert_eq!(plain(br#"{"stream":"OUT\u0042OX","seq":17}"#), None);
+    }
+
+    #[test]
     fn a_duplicate_is_not_taken_for_stored() {
         assert_eq!(parse(br#"{"stream":"S","seq":0,"duplicate":true}"#), Answer::Duplicate(0));
         assert_eq!(parse(br#"{"stream":"S","seq":5,"duplicate": true}"#), Answer::Duplicate(5));
