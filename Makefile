@@ -67,7 +67,7 @@ mutants:
 
 bench:
 	scripts/servers.sh
-	benches/rivals/install.sh
+	$(if $(QUICK),,benches/rivals/install.sh)
 	$(CARGO) bench --locked --bench side_by_side -- $(if $(QUICK),--quick) $(ARGS)
 
 demo:

@@ -86,6 +86,6 @@ debezium_rival() {
 }
 
 python_rivals
-node_rivals
+[ -d "$here/pg-logical-replication" ] && node_rivals
 [ -d "$here/debezium" ] && debezium_rival
 exit 0
