@@ -9,7 +9,7 @@ use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use postrider::nats::answer::{Answer, parse};
-use postrider::nats::publish::{COMMIT_TIME, POSITION};
+use postrider::nats::envelope::{COMMIT_TIME, POSITION};
 use postrider::postgres::connection::Connection;
 use postrider::postgres::lsn::Lsn;
 use postrider::postgres::pgoutput::Message;

@@ -5,6 +5,7 @@
 
 pub mod answer;
 pub mod connect;
+pub mod envelope;
 pub mod limits;
 pub mod object_store;
 pub mod publish;

@@ -6,32 +6,18 @@
 
 use super::answer::{Answer, parse};
 use super::connect::Nats;
-use crate::delivery::position::Place;
+use super::envelope::{Envelope, Stamp};
 use crate::error::{Code, Failure};
 use crate::outbox::Event;
-use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, Subscriber};
+use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use std::fmt::Write;
 
-/// The header that says where in the log an event stands.
-pub static POSITION: HeaderName = HeaderName::from_static("Postrider-Position");
-/// The header that says when its transaction committed.
-pub static COMMIT_TIME: HeaderName = HeaderName::from_static("Postrider-Commit-Time");
-
-/// What belongs to a transaction's events alike: formatted once.
-#[derive(Debug, Clone)]
-pub struct TransactionHeaders {
-    /// `<system id>/<timeline>/<slot>/<commit LSN>/`, the index is appended.
-    pub position: String,
-    /// As the header has it.
-    pub commit_time: String,
-}
-
 /// Sends events and receives their answers.
 pub struct Publisher {
     nats: Nats,
-    expected_stream: HeaderValue,
+    envelope: Envelope,
     answers: Subscriber,
     inbox: String,
     epoch: u64,
@@ -52,7 +38,7 @@ impl Publisher {
         let answers = nats.client.subscribe(format!("{inbox}.*.*")).await.map_err(|error| gone(&error))?;
         Ok(Publisher {
             nats: nats.clone(),
-            expected_stream: HeaderValue::from(stream),
+            envelope: Envelope::new(stream),
             answers,
             inbox,
             epoch: 0,
@@ -92,36 +78,18 @@ impl Publisher {
     ///
     /// # Errors
     /// The client has ended.
-    pub async fn send(
-        &mut self,
-        seq: u64,
-        event: &Event,
-        place: Place,
-        transaction: &TransactionHeaders,
-    ) -> Result<(), Failure> {
-        let mut headers = HeaderMap::new();
+    pub async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure> {
+        let headers = self.envelope.headers(seq, &event, stamp);
         let mut digits = itoa::Buffer::new();
-        let mut position = String::with_capacity(transaction.position.len() + 4);
-        position.push_str(&transaction.position);
-        position.push_str(digits.format(place.index));
-        headers.insert(POSITION.clone(), HeaderValue::from(position));
-        headers.insert(COMMIT_TIME.clone(), HeaderValue::from(transaction.commit_time.as_str()));
-        for (name, value) in &event.headers {
-            headers.insert(name.clone(), HeaderValue::from(value.as_str()));
-        }
-        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, self.expected_stream.clone());
-        let expected = HeaderValue::from(digits.format(seq - 1));
-        headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, expected);
-
         let digits = digits.format(seq);
         let mut reply = String::with_capacity(self.reply.len() + digits.len());
         reply.push_str(&self.reply);
         reply.push_str(digits);
-        let subject = wire_subject(event.subject.bytes().clone())?;
+        let subject = wire_subject(event.subject.into())?;
         let reply = wire_subject(reply.into())?;
         self.nats
             .client
-            .publish_with_reply_and_headers(subject, reply, headers, event.payload.clone())
+            .publish_with_reply_and_headers(subject, reply, headers, event.payload)
             .await
             .map_err(|error| gone(&error))?;
         self.awaited += 1;

@@ -382,7 +382,7 @@ impl Config {
 
 /// Which event a message's headers say it is.
 fn identify(headers: &async_nats::HeaderMap) -> Option<Identity> {
-    use super::publish::{COMMIT_TIME, POSITION};
+    use super::envelope::{COMMIT_TIME, POSITION};
     use crate::outbox::headers::EVENT_ID;
     Some(Identity {
         position: headers.get(POSITION.clone())?.as_str().parse().ok()?,

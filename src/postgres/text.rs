@@ -50,6 +50,12 @@ impl From<&str> for Text {
     }
 }
 
+impl From<Text> for Bytes {
+    fn from(text: Text) -> Bytes {
+        text.0
+    }
+}
+
 impl Deref for Text {
     type Target = str;
 

@@ -4,7 +4,7 @@ use super::preflight::kind;
 use crate::delivery::history::History;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
-use crate::nats::publish::TransactionHeaders;
+use crate::nats::envelope::Stamp;
 use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table, row_json};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::pgoutput::{Column, Insert, Message, Relation, Tuple};
@@ -24,12 +24,17 @@ pub(super) struct Taken {
     pub(super) commit_time: Timestamp,
     /// None when the id column is null or no text.
     pub(super) id: Option<Text>,
-    pub(super) transaction: Arc<TransactionHeaders>,
+    origin: Arc<str>,
     shape: Arc<Shape>,
     tuple: Tuple,
 }
 
 impl Taken {
+    /// What the log says of it.
+    pub(super) fn stamp(&self) -> Stamp<'_> {
+        Stamp { origin: &self.origin, place: self.place, commit_time: self.commit_time }
+    }
+
     /// What is to be published for it.
     pub(super) fn event(&self) -> Result<Event, Poison> {
         self.shape.table.event(|index| cell(&self.tuple, index))
@@ -77,7 +82,6 @@ struct Transaction {
     commit_time: Timestamp,
     /// The next insert's.
     index: u64,
-    headers: Option<Arc<TransactionHeaders>>,
 }
 
 /// Follows one replication stream.
@@ -87,7 +91,7 @@ pub(super) struct Intake {
     slot: String,
     /// `<system id>/<timeline>/<slot>/` of that timeline: it changes once in a session at most, behind
     /// what was committed before a promotion.
-    origin: (u32, String),
+    origin: (u32, Arc<str>),
     outbox_oid: u32,
     resolved: Resolved,
     shape: Option<Arc<Shape>>,
@@ -99,7 +103,7 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(history: History, slot: String, outbox_oid: u32, resolved: Resolved) -> Intake {
         let kinds = HashMap::new();
-        let origin = (0, String::new());
+        let origin = (0, Arc::default());
         Intake { history, slot, origin, outbox_oid, resolved, shape: None, kinds, transaction: None }
     }
 
@@ -119,7 +123,6 @@ impl Intake {
                     commit_lsn: begin.final_lsn,
                     commit_time: begin.commit_time,
                     index: 0,
-                    headers: None,
                 });
                 Ok(Step::Nothing)
             }
@@ -182,21 +185,15 @@ impl Intake {
         transaction.index += 1;
         let (timeline, commit_time) = (transaction.timeline, transaction.commit_time);
         if self.origin.0 != timeline {
-            self.origin = (timeline, format!("{}/{timeline}/{}/", self.history.system_id, self.slot));
+            let origin = format!("{}/{timeline}/{}/", self.history.system_id, self.slot);
+            self.origin = (timeline, origin.into());
         }
-        let origin = &self.origin.1;
-        let headers = transaction.headers.get_or_insert_with(|| {
-            Arc::new(TransactionHeaders {
-                position: format!("{origin}{:016X}/", place.commit_lsn.0),
-                commit_time: commit_time.to_string(),
-            })
-        });
         Ok(Taken {
             timeline,
             place,
             commit_time,
             id: cell(&insert.tuple, shape.table.id_index()).and_then(|id| Text::new(id.clone()).ok()),
-            transaction: Arc::clone(headers),
+            origin: Arc::clone(&self.origin.1),
             shape: Arc::clone(shape),
             tuple: insert.tuple,
         })

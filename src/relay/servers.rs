@@ -9,7 +9,7 @@ use crate::delivery::opening::{KnownLetter, Stored};
 use crate::delivery::position::Place;
 use crate::error::Failure;
 use crate::nats::answer::Answer;
-use crate::nats::publish::TransactionHeaders;
+use crate::nats::envelope::Stamp;
 use crate::nats::stream::Look;
 use crate::nats::{connect, object_store, publish, stream};
 use crate::outbox::Event;
@@ -217,14 +217,8 @@ impl Publisher for publish::Publisher {
         self.unanswered()
     }
 
-    async fn send(
-        &mut self,
-        seq: u64,
-        event: &Event,
-        place: Place,
-        transaction: &TransactionHeaders,
-    ) -> Result<(), Failure> {
-        self.send(seq, event, place, transaction).await
+    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure> {
+        self.send(seq, event, stamp).await
     }
 
     async fn answer(&mut self) -> Option<(u64, Answer)> {

@@ -9,7 +9,7 @@ use crate::delivery::position::Place;
 use crate::error::Failure;
 use crate::nats::answer::Answer;
 use crate::nats::connect::Link;
-use crate::nats::publish::TransactionHeaders;
+use crate::nats::envelope::Stamp;
 use crate::nats::stream::Look;
 use crate::outbox::Event;
 use crate::postgres::connection::Connection;
@@ -132,13 +132,7 @@ pub(super) trait Publisher {
     fn unanswered(&self) -> u64;
 
     /// Sends `event`, which must become message `seq`.
-    async fn send(
-        &mut self,
-        seq: u64,
-        event: &Event,
-        place: Place,
-        transaction: &TransactionHeaders,
-    ) -> Result<(), Failure>;
+    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure>;
 
     /// The next answer: the sequence that its message must get, and what JetStream says. None: the
     /// client has ended. Cancel safe.

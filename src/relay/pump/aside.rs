@@ -62,9 +62,9 @@ impl<S: Sides> Pump<'_, S> {
         let delivery = &self.config.delivery;
         let oversize = (poison.reason == Reason::Oversize).then_some(delivery.oversize);
         match (oversize, delivery.on_poison) {
-            (Some(Oversize::ObjectStore), _) if !item.claimed => {
+            (Some(Oversize::ObjectStore), _) if item.claim.is_none() => {
                 // The event is there: only its size is wrong.
-                let Ok(event) = item.event.clone() else { return Err(item.halt(&poison)) };
+                let Ok(event) = item.event() else { return Err(item.halt(&poison)) };
                 let (stream, place) = (self.session.broker.stream.clone(), item.taken.place);
                 self.aside = Some(Box::pin(async move {
                     stream.claim_check(event, place).await.map(|event| Aside::Claimed(place, event))
@@ -128,7 +128,7 @@ impl<S: Sides> Pump<'_, S> {
             Ok(Aside::Fenced) => Err(upkeep::taken()),
             Ok(Aside::Claimed(place, event)) => {
                 if let Some(item) = self.window.waiting_mut().filter(|item| item.taken.place == place) {
-                    (item.event, item.claimed) = (Ok(event), true);
+                    item.claim = Some(event);
                 }
                 Ok(())
             }

@@ -77,8 +77,8 @@ impl<S: Sides> Pump<'_, S> {
     }
 
     pub(super) fn judge(&self, seq: u64, answer: &Answer) -> Failure {
-        let subject = self.window.at(seq).and_then(|item| item.event.as_ref().ok());
-        let subject = subject.map_or("?", |event| event.subject.as_str());
+        let event = self.window.at(seq).and_then(|item| item.event().ok());
+        let subject = event.as_ref().map_or("?", |event| event.subject.as_str());
         answer.failure(self.session.broker.stream.name(), subject)
     }
 

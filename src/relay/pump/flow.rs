@@ -118,17 +118,16 @@ impl<S: Sides> Pump<'_, S> {
             if publisher.awaited() == 0 {
                 self.alive = Instant::now();
             }
-            let place = item.taken.place;
-            publisher.send(self.window.next_seq(), event, place, &item.taken.transaction).await?;
-            self.sent_up_to = self.sent_up_to.max(Some(place));
+            publisher.send(self.window.next_seq(), event, item.taken.stamp()).await?;
+            self.sent_up_to = self.sent_up_to.max(Some(item.taken.place));
             self.window.send();
         }
         Ok(())
     }
 
-    fn publishable<'i>(&self, item: &'i Item) -> Result<&'i Event, Poison> {
-        let event = item.event.as_ref().map_err(Clone::clone)?;
-        self.limits.check(event)?;
+    fn publishable(&self, item: &Item) -> Result<Event, Poison> {
+        let event = item.event()?;
+        self.limits.check(&event)?;
         match &self.condemned {
             Some((place, failure)) if *place == item.taken.place => {
                 Err(Poison::new(Reason::of(failure.code), failure.message.clone()))

@@ -9,15 +9,19 @@ use crate::relay::intake::Taken;
 /// An event between intake and settled.
 pub(super) struct Item {
     pub(super) taken: Taken,
-    pub(super) event: Result<Event, Poison>,
-    /// Its payload is in the object store, and `event` refers to it.
-    pub(super) claimed: bool,
+    /// Its payload is in the object store; this refers to it.
+    pub(super) claim: Option<Event>,
 }
 
 impl Item {
     pub(super) fn new(taken: Taken) -> Item {
-        let event = taken.event();
-        Item { taken, event, claimed: false }
+        Item { taken, claim: None }
+    }
+
+    /// What is to be published for it, the same each time: it is made when it is sent, and kept by
+    /// nobody.
+    pub(super) fn event(&self) -> Result<Event, Poison> {
+        self.claim.clone().map_or_else(|| self.taken.event(), Ok)
     }
 
     pub(super) fn is(&self, stored: &Stored, server: &Server) -> bool {

@@ -10,7 +10,7 @@ use crate::delivery::position::{Identity, Place};
 use crate::error::{Code, Failure};
 use crate::nats::answer::Answer;
 use crate::nats::connect::Link;
-use crate::nats::publish::TransactionHeaders;
+use crate::nats::envelope::Stamp;
 use crate::nats::stream::Look;
 use crate::outbox::Event;
 use crate::postgres::timestamp::Timestamp;
@@ -268,17 +268,13 @@ impl sides::Publisher for Publisher {
         self.unanswered
     }
 
-    async fn send(
-        &mut self,
-        seq: u64,
-        event: &Event,
-        place: Place,
-        transaction: &TransactionHeaders,
-    ) -> Result<(), Failure> {
+    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure> {
         let event_id = event.id.to_string();
         let identity = Identity {
-            position: format!("{}{}", transaction.position, place.index).parse().unwrap(),
-            commit_time: transaction.commit_time.parse().unwrap(),
+            position: format!("{}{:016X}/{}", stamp.origin, stamp.place.commit_lsn.0, stamp.place.index)
+                .parse()
+                .unwrap(),
+            commit_time: stamp.commit_time,
             event_id,
         };
         // The model's stream refuses what is larger than this one kind of event.
