@@ -21,7 +21,13 @@ pub(crate) enum Contender {
 }
 
 /// Programs of others, and the variants of each.
-const RIVALS: [(&str, &[&str]); 2] = [("article", &[""]), ("nats-outbox", &["default", "tuned"])];
+const RIVALS: [(&str, &[&str]); 5] = [
+    ("article", &[""]),
+    ("nats-outbox", &["default", "tuned"]),
+    ("pg-logical-replication", &["default", "tuned"]),
+    ("pg-transactional-outbox", &["default", "tuned"]),
+    ("debezium", &["default", "tuned"]),
+];
 
 /// A contender under way.
 pub(crate) struct Running {
