@@ -9,16 +9,17 @@
 //! Each has a backlog of its own, written a moment before. CPU is that of the client, of all of
 //! Postgres and of nats-server while the client runs.
 
-use crate::contender::Contender;
+use crate::contender::{Contender, POSTRIDER};
 use crate::floor::{self, Floor};
 use crate::lab::{FLOORS_STREAM, Lab, STREAM};
 use crate::load::fill;
 use crate::process::Used;
+use crate::spread::number;
 use crate::stored::{self, Faults};
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, SystemTime};
 
-/// The size of a payload, in bytes.
+/// The usual size of a payload, in bytes.
 pub(crate) const PAYLOAD: u32 = 250;
 
 /// One measurement of one participant.
@@ -40,10 +41,18 @@ pub(crate) struct Run {
     pub(crate) faults: Faults,
 }
 
-/// All rounds of one size of transaction.
+/// A backlog, who drains it, and all rounds of that.
 pub(crate) struct Drain {
+    /// What is not as usual.
+    pub(crate) special: Option<String>,
+    /// Rows of a transaction.
     pub(crate) size: u32,
     pub(crate) rows: u32,
+    /// Of a payload.
+    pub(crate) bytes: u32,
+    /// Whether the floors are measured too.
+    pub(crate) floors: bool,
+    pub(crate) contenders: Vec<Contender>,
     pub(crate) rounds: Vec<Vec<Run>>,
 }
 
@@ -54,21 +63,36 @@ pub(crate) const RESTING: &str = "floor: walsender, read restingly";
 pub(crate) const PUBLISHER: &str = "floor: publisher";
 
 impl Drain {
-    pub(crate) fn new(size: u32, rows: u32) -> Drain {
-        Drain { size, rows: (rows / size).max(1) * size, rounds: Vec::new() }
+    pub(crate) fn new(size: u32, rows: u32, contenders: Vec<Contender>) -> Drain {
+        Drain {
+            special: None,
+            size,
+            rows: (rows / size).max(1) * size,
+            bytes: PAYLOAD,
+            floors: true,
+            contenders,
+            rounds: Vec::new(),
+        }
+    }
+
+    /// What it is, in a heading.
+    pub(crate) fn title(&self) -> String {
+        let (rows, size) = (number(self.rows.into(), 0), number(self.size.into(), 0));
+        let special = self.special.as_deref().map_or(String::new(), |special| format!("{special}: "));
+        format!("{special}{rows} rows in transactions of {size}, {} rounds", self.rounds.len())
     }
 
     /// One round: every participant once, in an order that rotates.
-    pub(crate) async fn round(&mut self, lab: &Lab, contenders: &[Contender]) -> Result<()> {
-        let mut runs = self.floors(lab).await?;
-        for turn in 0..contenders.len() {
-            let contender = &contenders[(self.rounds.len() + turn) % contenders.len()];
+    pub(crate) async fn round(&mut self, lab: &Lab) -> Result<()> {
+        let mut runs = if self.floors { self.floors(lab).await? } else { Vec::new() };
+        for turn in 0..self.contenders.len() {
+            let contender = &self.contenders[(self.rounds.len() + turn) % self.contenders.len()];
             runs.push(self.contender(lab, contender).await.with_context(|| contender.name())?);
         }
         for run in &runs {
             eprintln!(
-                "{:>7} rows a transaction  {:<34} {:>9.0} rows/s  {}",
-                self.size, run.who, run.rate, run.faults
+                "{:>7} × {:>6} B  {:<34} {:>9.0} rows/s  {}",
+                self.size, self.bytes, run.who, run.rate, run.faults
             );
         }
         self.rounds.push(runs);
@@ -93,10 +117,10 @@ impl Drain {
     async fn floors(&self, lab: &Lab) -> Result<Vec<Run>> {
         lab.empty().await?;
         lab.create_publication().await?;
-        let insert = Contender::Postrider.insert()?;
+        let insert = POSTRIDER.insert()?;
         // Each reads the same backlog by a slot that begins before it.
         lab.create_floors_slot().await?;
-        fill(lab, &insert, self.rows, self.size, PAYLOAD).await?;
+        fill(lab, &insert, self.rows, self.size, self.bytes).await?;
         let messages = floor::read_back(lab, self.size).await?;
         ensure!(messages.len() == self.rows as usize, "{} rows were written", messages.len());
         // Neither of the two confirms, so the slot stays where it is.
@@ -116,7 +140,7 @@ impl Drain {
         lab.empty().await?;
         contender.prepare(lab).await?;
         let rows = contender.backlog(self.rows, self.size);
-        fill(lab, &contender.insert()?, rows, self.size, PAYLOAD).await?;
+        fill(lab, &contender.insert()?, rows, self.size, self.bytes).await?;
         let wal = lab.wal_end().await?;
         let (before, begun) = (lab.cpu(Duration::ZERO)?, SystemTime::now());
         let running = contender.start(lab).await?;
@@ -128,7 +152,7 @@ impl Drain {
         running.stop().await?;
         let wal = lab.wal_end().await? - wal;
         let (first, last) = (SystemTime::from(state.first_timestamp), SystemTime::from(state.last_timestamp));
-        let arrivals = stored::read(lab.nats_server.url(), STREAM, rows).await?;
+        let arrivals = stored::read(lab.nats_url()?, STREAM, rows).await?;
         let faults = Faults::of(&arrivals, rows, true);
         let run = Run {
             who: contender.name(),
@@ -143,7 +167,7 @@ impl Drain {
             memory_mib,
             faults,
         };
-        ensure!(!matches!(contender, Contender::Postrider) || faults.is_none(), "postrider: {faults}");
+        ensure!(!contender.is_ours() || faults.is_none(), "postrider: {faults}");
         Ok(run)
     }
 }

@@ -3,6 +3,8 @@
 use crate::process::Cpu;
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, stream};
+use clap::ValueEnum;
+use futures_util::TryStreamExt;
 use postrider::demo::servers::{NatsServer, PostgresPrograms, PostgresServer, nats_program, program};
 use postrider::nats::connect::{Nats, connect};
 use std::path::PathBuf;
@@ -44,33 +46,73 @@ pub(crate) fn note(bytes: u32) -> usize {
     bytes.saturating_sub(100) as usize
 }
 
+/// How JetStream keeps messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Storage {
+    /// One server, synced every two minutes: the default.
+    One,
+    /// One server that syncs each message before it answers.
+    Always,
+    /// Three servers, three replicas.
+    Cluster,
+}
+
+impl Storage {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Storage::One => "one server, file storage, sync_interval 2m",
+            Storage::Always => "one server, file storage, sync_interval always",
+            Storage::Cluster => "three servers, three replicas, file storage, sync_interval 2m",
+        }
+    }
+
+    fn replicas(self) -> usize {
+        if self == Storage::Cluster { 3 } else { 1 }
+    }
+
+    async fn start(self) -> Result<Vec<NatsServer>> {
+        let program = nats_program(None)?;
+        Ok(match self {
+            Storage::One => vec![NatsServer::start(&program, "").await?],
+            Storage::Always => {
+                let always = "jetstream { store_dir: $STORE, sync_interval: always }";
+                vec![NatsServer::start(&program, always).await?]
+            }
+            Storage::Cluster => NatsServer::start_cluster(&program, "").await?,
+        })
+    }
+}
+
 /// The servers, and connections of the benchmark's own.
 pub(crate) struct Lab {
     pub(crate) programs: PostgresPrograms,
     pub(crate) postgres: PostgresServer,
-    pub(crate) nats_server: NatsServer,
+    nats_servers: Vec<NatsServer>,
     pub(crate) sql: Client,
     pub(crate) nats: Nats,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) folder: TempDir,
-    nats_settings: String,
+    pub(crate) storage: Storage,
 }
 
 impl Lab {
-    pub(crate) async fn start(nats_settings: &str) -> Result<Lab> {
+    pub(crate) async fn start(storage: Storage) -> Result<Lab> {
         let programs = PostgresPrograms::find(None)?;
         let postgres = PostgresServer::start(&programs, POSTGRES_SETTINGS).await?;
-        let nats_server = NatsServer::start(&nats_program(None)?, nats_settings).await?;
+        let nats_servers = storage.start().await?;
         let sql = sql(&postgres.url("postgres")).await?;
         // The relay's own client options.
-        let nats = connect(&[nats_server.url()]).await?;
+        let nats = connect(&[url(&nats_servers)?]).await?;
         let jetstream = jetstream::new(nats.client.clone());
         let folder = tempfile::tempdir()?;
         // An empty file hides /etc/postrider/postrider.toml.
         std::fs::write(folder.path().join("postrider.toml"), "")?;
-        let nats_settings =
-            if nats_settings.is_empty() { "sync_interval 2m" } else { nats_settings }.to_owned();
-        Ok(Lab { programs, postgres, nats_server, sql, nats, jetstream, folder, nats_settings })
+        Ok(Lab { programs, postgres, nats_servers, sql, nats, jetstream, folder, storage })
+    }
+
+    /// Where everyone connects to; in a cluster, one of its servers.
+    pub(crate) fn nats_url(&self) -> Result<String> {
+        url(&self.nats_servers)
     }
 
     /// Machine, versions and settings, a line each.
@@ -90,11 +132,7 @@ impl Lab {
             ),
             format!("postrider {}", env!("CARGO_PKG_VERSION")),
             format!("Postgres {}: {}", self.programs.version, settings.join(" ")),
-            format!(
-                "nats-server {}: one server, file storage, {}",
-                self.nats.client.server_info().version,
-                self.nats_settings
-            ),
+            format!("nats-server {}: {}", self.nats.client.server_info().version, self.storage.text()),
         ])
     }
 
@@ -108,20 +146,22 @@ impl Lab {
             let drop = format!("DROP PUBLICATION \"{}\"", publication.get::<_, &str>(0));
             self.sql.batch_execute(&drop).await?;
         }
-        self.sql
-            .batch_execute(
-                "DROP SCHEMA IF EXISTS postrider CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public",
-            )
-            .await?;
+        let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname ~ '^postrider'";
+        for schema in self.sql.query(schemas, &[]).await? {
+            self.sql.batch_execute(&format!("DROP SCHEMA {} CASCADE", schema.get::<_, &str>(0))).await?;
+        }
+        self.sql.batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await?;
         self.sql.batch_execute(TABLE).await?;
+        for stream in self.jetstream.stream_names().try_collect::<Vec<_>>().await? {
+            self.jetstream.delete_stream(stream).await?;
+        }
         for (name, subjects) in [(STREAM, "outbox.>".to_owned()), (FLOORS_STREAM, format!("{FLOORS}.>"))] {
-            // It may not exist yet.
-            let _ = self.jetstream.delete_stream(name).await;
             self.jetstream
                 .create_stream(stream::Config {
                     name: name.to_owned(),
                     subjects: vec![subjects],
                     discard: stream::DiscardPolicy::New,
+                    num_replicas: self.storage.replicas(),
                     ..Default::default()
                 })
                 .await?;
@@ -159,7 +199,8 @@ impl Lab {
         command
             .env_clear()
             .env("DATABASE_URL", self.postgres.url("postgres"))
-            .env("NATS_URL", self.nats_server.url())
+            .envs(self.nats_url().map(|url| ("NATS_URL", url)))
+            .env("POSTRIDER_NATS_REPLICAS", self.storage.replicas().to_string())
             .env("POSTRIDER_HTTP_LISTEN", "off")
             // No hold-back: the slot follows at once. The server itself keeps its setting.
             .env("POSTRIDER_NATS_SYNC_INTERVAL", "always")
@@ -194,8 +235,8 @@ impl Lab {
     /// CPU time so far: `client`'s, Postgres's, nats-server's.
     pub(crate) fn cpu(&self, client: Duration) -> Result<Cpu> {
         let postgres = self.postgres.pid().context("Postgres has ended")?;
-        let nats = self.nats_server.pid().context("nats-server has ended")?;
-        Cpu::now(client, postgres, nats)
+        let nats = self.nats_servers.iter().map(|server| server.pid().context("nats-server has ended"));
+        Cpu::now(client, postgres, &nats.collect::<Result<Vec<_>>>()?)
     }
 
     /// The end of the log.
@@ -203,6 +244,10 @@ impl Lab {
         let end: String = self.sql.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
         Ok(end.parse::<postrider::postgres::lsn::Lsn>()?.0)
     }
+}
+
+fn url(servers: &[NatsServer]) -> Result<String> {
+    Ok(servers.first().context("no nats-server")?.url())
 }
 
 pub(crate) async fn sql(url: &str) -> Result<Client> {

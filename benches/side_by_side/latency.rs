@@ -7,7 +7,7 @@
 //! The floors run under the same load: a reader of a slot notes the receipt of each row and publishes
 //! it at once, by a bare async-nats client with the chain's headers; a consumer notes its arrival.
 
-use crate::contender::Contender;
+use crate::contender::{Contender, POSTRIDER};
 use crate::floor::{headers, replication};
 use crate::lab::{FLOORS, FLOORS_STREAM, Lab, PATIENCE, STREAM};
 use crate::load::{Commit, write};
@@ -64,7 +64,7 @@ impl Latency {
     pub(crate) async fn round(&mut self, lab: &Lab, contenders: &[Contender], round: usize) -> Result<()> {
         for turn in 0..=contenders.len() {
             match contenders.get((round + turn) % (contenders.len() + 1)) {
-                Some(contender) if !contender.keeps_up_with(self.rate) => {}
+                Some(contender) if !contender.is_measured_at(self.rate) => {}
                 Some(contender) => self.contender(lab, contender).await.with_context(|| contender.name())?,
                 None => self.floors(lab).await?,
             }
@@ -97,11 +97,11 @@ impl Latency {
         lab.create_publication().await?;
         lab.create_floors_slot().await?;
         let (rows, time) = (self.rate * self.seconds, self.time());
-        let (postgres, nats) = (lab.postgres.url("postgres"), lab.nats_server.url());
+        let (postgres, nats) = (lab.postgres.url("postgres"), lab.nats_url()?);
         let url = nats.clone();
         let consumer = on_a_thread(Duration::ZERO, move || stored::consume(url, FLOORS_STREAM, rows, time));
         let reader = on_a_thread(Duration::ZERO, move || read_and_publish(postgres, nats, rows));
-        let insert = Contender::Postrider.insert()?;
+        let insert = POSTRIDER.insert()?;
         let commits = write(lab, &insert, self.rate, rows, self.bytes).await?;
         let seen = reader.join().await?;
         let arrivals = by_row(&consumer.join().await?, rows)?;
@@ -117,13 +117,13 @@ impl Latency {
         contender.prepare(lab).await?;
         let (rows, time) = (self.rate * self.seconds, self.time());
         let running = contender.start(lab).await?;
-        let nats = lab.nats_server.url();
+        let nats = lab.nats_url()?;
         let consumer = on_a_thread(Duration::ZERO, move || stored::consume(nats, STREAM, rows, time));
         let commits = write(lab, &contender.insert()?, self.rate, rows, self.bytes).await?;
         let arrivals = consumer.join().await?;
         let faults = Faults::of(&arrivals, rows, false);
         let name = contender.name();
-        let ours = matches!(contender, Contender::Postrider);
+        let ours = contender.is_ours();
         ensure!(!ours || faults.is_none(), "{faults} (lost/doubled/misordered)\n{}", running.words());
         running.stop().await?;
         if faults.lost > 0 {

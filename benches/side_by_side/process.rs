@@ -47,11 +47,11 @@ pub(crate) struct Used {
 
 impl Cpu {
     /// With what `client` has taken, and the processes of both servers.
-    pub(crate) fn now(client: Duration, postgres: u32, nats: u32) -> Result<Cpu> {
+    pub(crate) fn now(client: Duration, postgres: u32, nats: &[u32]) -> Result<Cpu> {
         Ok(Cpu {
             client,
             postgres: cpu_of_family(postgres)?,
-            nats: cpu(nats)?,
+            nats: nats.iter().map(|server| cpu(*server)).sum::<Result<_>>()?,
             machine: Machine::now()?,
             at: Instant::now(),
         })

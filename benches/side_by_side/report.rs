@@ -7,8 +7,10 @@ use crate::latency::{
 };
 use crate::plot;
 use crate::spread::{Spread, number};
+use crate::takeover::TakeOver;
 use crate::writers::Cost;
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -20,9 +22,13 @@ pub(crate) struct Report {
     pub(crate) surroundings: Vec<String>,
     /// Who could not take part, and why.
     pub(crate) left_out: Vec<(String, String)>,
+    /// By size of transaction.
     pub(crate) drains: Vec<Drain>,
+    /// With other payloads, windows and ways to store.
+    pub(crate) variants: Vec<Drain>,
     pub(crate) latencies: Vec<Latency>,
     pub(crate) writers: Vec<Cost>,
+    pub(crate) take_over: TakeOver,
 }
 
 impl Report {
@@ -45,6 +51,7 @@ impl Report {
         }
         if !self.writers.is_empty() {
             self.costs(&mut text)?;
+            self.take_over(&mut text)?;
         }
         std::fs::write(folder.join("RESULTS.md"), text)?;
         Ok(())
@@ -74,15 +81,13 @@ impl Report {
              ![rows a second by transaction size](plots/drain.svg)\n\n\
              ![CPU by participant](plots/cpu.svg)\n\n![WAL by contender](plots/wal.svg)"
         )?;
-        for drain in &self.drains {
+        for drain in self.drains.iter().chain(&self.variants) {
             writeln!(
                 text,
-                "\n### {} rows in transactions of {}, {} rounds\n\n\
+                "\n### {}\n\n\
                  | who | rows/s | CPU: client | Postgres | nats-server | WAL bytes/row | dead/row | memory MiB | start-up ms | faults |\n\
                  | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-                number(drain.rows.into(), 0),
-                number(drain.size.into(), 0),
-                drain.rounds.len()
+                drain.title()
             )?;
             for who in drain.names() {
                 let of = |value: &dyn Fn(&Run) -> f64| Spread::of(drain.of(&who).map(value));
@@ -230,14 +235,15 @@ impl Report {
                 }
             }
         }
-        Ok(())
+        self.sustained(text)
     }
 
     fn costs(&self, text: &mut String) -> Result<()> {
         writeln!(
             text,
-            "\n## What writers pay\n\nSingle-row commits of four writers in a closed loop, beside each contender and \
-             beside `pg_recvlogical` in turns: the median of the pairs' ratios with its interval of 95 %.\n\n\
+            "\n## What writers pay\n\nSingle-row commits of four writers in a closed loop, beside each of these and \
+             beside `pg_recvlogical` in turns: the median of the pairs' ratios with its interval of 95 %. What \
+             reads shares the machine with who writes.\n\n\
              | beside | commits/s | / beside a bare reader | pairs |\n| --- | ---: | ---: | ---: |"
         )?;
         for cost in &self.writers {
@@ -250,6 +256,50 @@ impl Report {
         Ok(())
     }
 }
+
+impl Report {
+    fn take_over(&self, text: &mut String) -> Result<()> {
+        writeln!(
+            text,
+            "\n## Take-over\n\nHow long nothing is stored when the active relay ends and a standby waits, at 1,000 \
+             rows a second; milliseconds.\n\n| the active relay | pause | rounds |\n| --- | ---: | ---: |"
+        )?;
+        for (how, pauses) in [("SIGTERM", &self.take_over.asked), ("SIGKILL", &self.take_over.killed)] {
+            let pause = Spread::of(pauses.iter().copied()).map_or(String::new(), |spread| spread.text(0));
+            writeln!(text, "| {how} | {pause} | {} |", pauses.len())?;
+        }
+        Ok(())
+    }
+
+    /// The highest rate that each kept up with.
+    fn sustained(&self, text: &mut String) -> Result<()> {
+        let names: BTreeSet<&String> =
+            self.latencies.iter().flat_map(|latency| latency.faults.keys()).collect();
+        writeln!(
+            text,
+            "\n### The highest rate\n\nOf those measured, rows a second, at which p99 was at most {} ms.\n\n\
+             | who | rows/s | p99 |\n| --- | ---: | ---: |",
+            SUSTAINED_P99_MAX
+        )?;
+        for name in names {
+            let p99 = |latency: &Latency| Some(quantiles(latency.rounds.get(name)?, 0.99)?.median);
+            let kept_up = self.latencies.iter().filter(|latency| !latency.behind.contains_key(name));
+            let sustained = kept_up.filter_map(|latency| Some((latency.rate, p99(latency)?)));
+            let highest =
+                sustained.filter(|(_, p99)| *p99 <= SUSTAINED_P99_MAX).max_by_key(|(rate, _)| *rate);
+            match highest {
+                Some((rate, p99)) => {
+                    writeln!(text, "| {name} | {} | {} |", number(rate.into(), 0), number(p99, 1))?;
+                }
+                None => writeln!(text, "| {name} | none | |")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Milliseconds.
+const SUSTAINED_P99_MAX: f64 = 100.0;
 
 impl Drain {
     /// Who took part, in order of appearance.

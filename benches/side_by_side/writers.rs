@@ -1,16 +1,31 @@
-//! What a contender costs those who write: how many single-row commits a closed loop of writers gets
-//! done beside it, as a share of what it gets done beside a bare reader of a slot.
+//! What it costs those who write that someone reads: how many single-row commits a closed loop of
+//! writers gets done beside it, as a share of what it gets done beside a bare reader of a slot.
 //!
-//! Rounds are pairs: the bare reader and the contender one after the other, in turns first. The
+//! Rounds are pairs: the bare reader and the other one after the other, in turns first. The
 //! interval is that of the median of the pairs' ratios, from the order statistics.
 
-use crate::contender::Contender;
+use crate::contender::{Contender, POSTRIDER, Running};
 use crate::lab::{FLOORS, Lab};
 use crate::load::write_flat_out;
 use anyhow::{Context, Result};
 use std::process::{Command, Stdio};
 
-/// Ratios of one contender, a pair each.
+/// Seconds of each measurement.
+const SECONDS: f64 = 2.0;
+
+/// As many as a database with many outboxes has.
+const MANY: usize = 8;
+
+/// Who reads while writers write.
+#[derive(Debug)]
+enum Beside {
+    Nobody,
+    /// Relays, each with a slot, a publication and a stream of its own.
+    Relays(usize),
+    Contender(Contender),
+}
+
+/// Ratios of one, a pair each.
 pub(crate) struct Cost {
     pub(crate) who: String,
     pub(crate) ratios: Vec<f64>,
@@ -18,34 +33,64 @@ pub(crate) struct Cost {
     pub(crate) rates: Vec<f64>,
 }
 
-pub(crate) async fn measure(
-    lab: &Lab,
-    contenders: &[Contender],
-    seconds: f64,
-    pairs: usize,
-) -> Result<Vec<Cost>> {
-    let mut costs: Vec<_> = contenders
-        .iter()
-        .map(|contender| Cost { who: contender.name(), ratios: Vec::new(), rates: Vec::new() })
-        .collect();
+pub(crate) async fn measure(lab: &Lab, contenders: &[Contender], pairs: usize) -> Result<Vec<Cost>> {
+    let others = contenders.iter().filter(|contender| !contender.is_ours()).cloned().map(Beside::Contender);
+    let all: Vec<_> =
+        [Beside::Nobody, Beside::Relays(1), Beside::Relays(MANY)].into_iter().chain(others).collect();
+    let mut costs: Vec<_> =
+        all.iter().map(|beside| Cost { who: beside.name(), ratios: Vec::new(), rates: Vec::new() }).collect();
     for pair in 0..pairs {
-        for (contender, cost) in contenders.iter().zip(&mut costs) {
-            let (bare, beside) = if pair % 2 == 0 {
-                let bare = beside_reader(lab, seconds).await?;
-                (bare, beside_contender(lab, contender, seconds).await?)
+        for (beside, cost) in all.iter().zip(&mut costs) {
+            let (bare, rate) = if pair % 2 == 0 {
+                let bare = beside_reader(lab).await?;
+                (bare, beside.rate(lab).await?)
             } else {
-                let beside = beside_contender(lab, contender, seconds).await?;
-                (beside_reader(lab, seconds).await?, beside)
+                let rate = beside.rate(lab).await?;
+                (beside_reader(lab).await?, rate)
             };
-            eprintln!("writers beside {:<30} {beside:>7.0}/s, beside a bare reader {bare:>7.0}/s", cost.who);
-            cost.ratios.push(beside / bare);
-            cost.rates.push(beside);
+            eprintln!("writers beside {:<30} {rate:>7.0}/s, beside a bare reader {bare:>7.0}/s", cost.who);
+            cost.ratios.push(rate / bare);
+            cost.rates.push(rate);
         }
     }
     Ok(costs)
 }
 
-async fn beside_reader(lab: &Lab, seconds: f64) -> Result<f64> {
+impl Beside {
+    fn name(&self) -> String {
+        match self {
+            Beside::Nobody => "nobody".to_owned(),
+            Beside::Relays(1) => POSTRIDER.name(),
+            Beside::Relays(count) => format!("{count} × {}", POSTRIDER.name()),
+            Beside::Contender(contender) => contender.name(),
+        }
+    }
+
+    async fn rate(&self, lab: &Lab) -> Result<f64> {
+        lab.empty().await?;
+        let (insert, running) = match self {
+            Beside::Nobody => (POSTRIDER.insert()?, Vec::new()),
+            Beside::Relays(count) => {
+                let mut running = Vec::new();
+                for number in 1..=*count {
+                    running.push(Running::relay_of_its_own(lab, number).await?);
+                }
+                (POSTRIDER.insert()?, running)
+            }
+            Beside::Contender(contender) => {
+                contender.prepare(lab).await?;
+                (contender.insert()?, vec![contender.start(lab).await?])
+            }
+        };
+        let rate = write_flat_out(lab, &insert, SECONDS, crate::drain::PAYLOAD).await?;
+        for running in running {
+            running.stop().await?;
+        }
+        Ok(rate)
+    }
+}
+
+async fn beside_reader(lab: &Lab) -> Result<f64> {
     lab.empty().await?;
     lab.create_publication().await?;
     lab.create_floors_slot().await?;
@@ -55,17 +100,8 @@ async fn beside_reader(lab: &Lab, seconds: f64) -> Result<f64> {
         .args(["-o", "proto_version=1", "-o", "publication_names=postrider"])
         .stdin(Stdio::null())
         .spawn()?;
-    let rate = write_flat_out(lab, &Contender::Postrider.insert()?, seconds, crate::drain::PAYLOAD).await;
+    let rate = write_flat_out(lab, &POSTRIDER.insert()?, SECONDS, crate::drain::PAYLOAD).await;
     crate::process::terminate(&reader)?;
     reader.wait()?;
     rate
-}
-
-async fn beside_contender(lab: &Lab, contender: &Contender, seconds: f64) -> Result<f64> {
-    lab.empty().await?;
-    contender.prepare(lab).await?;
-    let running = contender.start(lab).await?;
-    let rate = write_flat_out(lab, &contender.insert()?, seconds, crate::drain::PAYLOAD).await?;
-    running.stop().await?;
-    Ok(rate)
 }

@@ -1,6 +1,6 @@
 //! The servers, the proxies before them, and one or two relays.
 
-use crate::cluster::{self, free_port};
+use crate::cluster::free_port;
 use crate::proxy::Proxy;
 use crate::store::Sync;
 use crate::support::{ARTICLE, DEADLINE, Relay, connect, within};
@@ -69,7 +69,7 @@ impl Rig {
         let is_nats_2_9 = String::from_utf8(printed).unwrap().contains("v2.9.");
         let setting = if is_nats_2_9 { String::new() } else { format!(", sync_interval: {interval}") };
         let nodes = if pair.cluster {
-            cluster::start(&program, &setting).await
+            NatsServer::start_cluster(&program, &setting).await.unwrap()
         } else {
             let extra = format!("jetstream {{ store_dir: $STORE{setting} }}");
             vec![NatsServer::start(&program, &extra).await.unwrap()]

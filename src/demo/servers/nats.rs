@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// A stop in order closes the clients and syncs the streams.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Servers of a cluster.
+const CLUSTER_NODES: usize = 3;
+
 /// A running nats-server. Dropping it ends and removes it.
 #[derive(Debug)]
 pub struct NatsServer {
@@ -49,6 +52,44 @@ impl NatsServer {
             }
         }
         Err(broken("no port stayed free long enough to start nats-server"))
+    }
+
+    /// Starts three servers that are one cluster, and waits until its JetStream has a leader.
+    /// `jetstream` is added to that block of each, such as `, sync_interval: always`.
+    ///
+    /// # Errors
+    /// One does not start, or they do not find each other.
+    pub async fn start_cluster(program: &Path, jetstream: &str) -> Result<Vec<NatsServer>, Failure> {
+        let mut ports = Vec::new();
+        while ports.len() < CLUSTER_NODES {
+            let port = place::free_port()?;
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        let routes: Vec<_> = ports.iter().map(|port| format!("\"nats-route://127.0.0.1:{port}\"")).collect();
+        let mut nodes = Vec::new();
+        for (node, port) in ports.iter().enumerate() {
+            // Clients must not learn of addresses that go around a proxy.
+            let extra = format!(
+                "server_name: node{node}\njetstream {{ store_dir: $STORE{jetstream} }}\n\
+                 cluster {{ name: postrider, listen: \"127.0.0.1:{port}\", no_advertise: true, routes: [{}] }}\n",
+                routes.join(", ")
+            );
+            nodes.push(NatsServer::start(program, &extra).await?);
+        }
+        let urls: Vec<_> = nodes.iter().map(NatsServer::url).collect();
+        let client =
+            async_nats::connect(urls).await.map_err(|error| broken(format!("the cluster: {error}")))?;
+        let context = async_nats::jetstream::new(client);
+        let deadline = Instant::now() + START_TIMEOUT;
+        while context.query_account().await.is_err() {
+            if Instant::now() > deadline {
+                return Err(broken("the cluster's JetStream finds no leader"));
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(nodes)
     }
 
     /// Starts it again, on the same port and store, after [`stop`](Self::stop) or
