@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench demo
+.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench instructions demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz     decoder, answers and positions on arbitrary bytes   [SECONDS=20]"
 	@echo "make mutants  which changes of the delivery rules no unit test notices; takes hours   [ARGS=\"--file src/delivery/window.rs\"]"
 	@echo "make bench    the relay beside its floors and its rivals; writes benches/RESULTS.md   [QUICK=1] [ARGS=\"--rounds 3\"]"
+	@echo "make instructions   of decoder, mapping, headers and answers, against those committed   [ACCEPT=1]"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
@@ -69,6 +70,9 @@ bench:
 	scripts/servers.sh
 	$(if $(QUICK),,benches/rivals/install.sh)
 	$(CARGO) bench --locked --bench side_by_side -- $(if $(QUICK),--quick) $(ARGS)
+
+instructions:
+	$(CARGO) bench --locked --bench micro -- instructions $(if $(ACCEPT),--accept)
 
 demo:
 	scripts/servers.sh
