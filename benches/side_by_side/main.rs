@@ -44,7 +44,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 use takeover::TakeOver;
 
-/// The whole of it takes about an hour and a quarter.
+/// The whole of it takes about an hour.
 #[derive(Debug, Parser)]
 struct Args {
     #[command(subcommand)]
