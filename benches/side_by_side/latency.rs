@@ -161,7 +161,7 @@ struct Seen {
 }
 
 async fn read_and_publish(postgres: String, nats: String, rows: u32) -> Result<Vec<Seen>> {
-    let client = postrider::nats::connect::connect(&[nats]).await?.client;
+    let client = postrider::nats::connect::connect(&postrider::config::Access::at(&nats)).await?.client;
     let inbox = client.new_inbox();
     let mut acks = client.subscribe(format!("{inbox}.*")).await?;
     let mut stream = replication(&postgres).await?;

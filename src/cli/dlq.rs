@@ -99,7 +99,7 @@ pub(super) fn run(args: &Args) -> Ended {
 }
 
 async fn connect(config: &Config) -> Result<Sql, Failure> {
-    Ok(Sql::connect_any(&config.postgres.target).await?.0)
+    Ok(Sql::connect_any(&config.postgres.database.resolve()?).await?)
 }
 
 async fn list(config: &Config, all: bool, json: bool) -> Result<(), Failure> {

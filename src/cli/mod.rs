@@ -3,9 +3,11 @@
 mod config;
 mod demo;
 mod dlq;
+mod doctor;
 mod explain;
 mod init;
 mod logging;
+mod remove;
 mod run;
 mod status;
 
@@ -33,8 +35,12 @@ enum Command {
     Run(run::Args),
     /// Show where the relay is.
     Status(status::Args),
+    /// Look at the whole chain and say what is wrong, and what mends it.
+    Doctor(doctor::Args),
     /// Look at dead letters, send them again, put them away.
     Dlq(dlq::Args),
+    /// Drop slot, checkpoint row and publication when the relay is gone for good.
+    Remove(remove::Args),
     /// See a whole pipeline work, on servers of its own.
     Demo(crate::demo::DemoArgs),
     /// Show every key, its value and where that came from.
@@ -54,7 +60,9 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Dlq(args) => dlq::run(&args),
+        Command::Remove(args) => remove::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),
         Command::Explain(args) => explain::run(&args, &mut stdout()),

@@ -76,7 +76,7 @@ async fn read(config: &Config) -> Result<Status, Failure> {
         hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
         ..Status::default()
     };
-    let (sql, _) = Sql::connect_any(&config.postgres.target).await?;
+    let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let slot = preflight::slot(&sql, &config.postgres.slot).await?;
     let row = match checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await {
         Ok(row) => row,
@@ -122,7 +122,7 @@ async fn read(config: &Config) -> Result<Status, Failure> {
 }
 
 async fn look(config: &Config) -> Result<(), Failure> {
-    let nats = connect::connect(&config.nats.servers).await?;
+    let nats = connect::connect(&config.nats.access).await?;
     Stream::named(&nats, &config.nats.stream).await?.look().await?;
     Ok(())
 }

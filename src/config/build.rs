@@ -1,6 +1,10 @@
 //! Gives every value its type, and checks what several keys must satisfy together.
 
+use super::access::{self, Access};
+use super::context;
+use super::database::Database;
 use super::load::{Environment, Origin, Value};
+use super::sensitive::Sensitive;
 use super::value::{self, Parsed};
 use super::{
     Config, Delivery, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Oversize, Postgres,
@@ -8,7 +12,7 @@ use super::{
 };
 use crate::error::{Code, Failure};
 use crate::outbox::{ColumnNames, PresetChoice, Template};
-use crate::postgres::target::{Secret, Target};
+use crate::postgres::target::Secret;
 use std::time::Duration;
 
 const REPLICAS_MAX: usize = 5;
@@ -25,10 +29,11 @@ const POSTGRES_VARIABLES: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PG
 
 /// The typed configuration; none when a value is missing or wrong.
 pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) -> Option<Config> {
-    let target = target(values, env, problems);
+    context::fill(values, env, problems);
+    let database = database(values, env, problems);
     let mut read = Reader { values, problems };
 
-    let postgres = postgres(&mut read, target);
+    let postgres = postgres(&mut read, database);
     let outbox = outbox(&mut read);
     let nats = nats(&mut read);
     let delivery = delivery(&mut read);
@@ -92,12 +97,13 @@ fn remedy(value: &Value) -> String {
         Origin::Variable(name) => format!("change the environment variable {name}"),
         Origin::SecretFile(_, path) => format!("change the file {}", path.display()),
         Origin::File(path, line) => format!("change line {line} of {}", path.display()),
+        Origin::Context(path) => format!("change the context {}", path.display()),
         Origin::Default => format!("set {}", value.key.name),
     }
 }
 
 /// Where Postgres is: from the URL, and from the variables and files that fill what it leaves out.
-fn target(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) -> Option<Target> {
+fn database(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) -> Option<Database> {
     let value = values.iter_mut().find(|value| value.key.name == "postgres.url")?;
     if value.text.as_ref().is_none_or(|text| text.trim().is_empty()) {
         let Some(variable) = POSTGRES_VARIABLES.into_iter().find(|name| env.get(name).is_some()) else {
@@ -108,25 +114,23 @@ fn target(values: &mut [Value], env: &Environment, problems: &mut Vec<Failure>) 
         };
         value.origin = Origin::Variable(variable.to_owned());
     }
-    let env = |name: &str| env.get(name).map(str::to_owned);
-    match Target::parse(value.text.as_deref(), &env) {
-        Ok(target) => Some(target),
-        Err(error) => {
-            let message = format!("postgres.url ({}) cannot be used: {error}", value.origin);
-            let remedy = "a complete one: postgres://user:password@host:5432/database?sslmode=require";
-            problems.push(Failure::new(Code::InvalidValue, message, remedy));
+    let database = Database::new(value, env);
+    match database.resolve() {
+        Ok(_) => Some(database),
+        Err(failure) => {
+            problems.push(failure);
             None
         }
     }
 }
 
-fn postgres(read: &mut Reader<'_>, target: Option<Target>) -> Option<Postgres> {
+fn postgres(read: &mut Reader<'_>, database: Option<Database>) -> Option<Postgres> {
     let slot = read.required("postgres.slot", value::slot);
     let publication = read.required("postgres.publication", value::publication);
     let schema = read.required("postgres.schema", value::identifier);
     let release_after = read.required("postgres.release_after", value::duration_at_least(RELEASE_AFTER_MIN));
     Some(Postgres {
-        target: target?,
+        database: database?,
         slot: slot?,
         publication: publication?,
         schema: schema?,
@@ -188,7 +192,7 @@ fn columns(read: &mut Reader<'_>) -> Option<ColumnNames> {
     })
 }
 
-fn nats(read: &mut Reader<'_>) -> Option<Nats> {
+fn access(read: &mut Reader<'_>) -> Option<Access> {
     let servers = read.optional("nats.url", value::servers);
     if let Some(None) = servers {
         read.missing(
@@ -196,6 +200,37 @@ fn nats(read: &mut Reader<'_>) -> Option<Nats> {
             "export NATS_URL=nats://localhost:4222",
         );
     }
+    let url = read.value("nats.url").and_then(Sensitive::of);
+    let ca = read.optional("nats.ca", value::text);
+    // The others are put together below; here only whether each can be used.
+    let others: Option<Vec<_>> = access::IDENTITIES
+        .concat()
+        .into_iter()
+        .chain(["nats.cert", "nats.key"])
+        .map(|name| read.optional(name, value::text))
+        .collect();
+    let tls_first = read.required("nats.tls_first", value::boolean);
+    let inbox_prefix = read.required("nats.inbox_prefix", value::subject_prefix);
+    let domain = read.optional("nats.domain", value::domain);
+    let prefix = read.optional("nats.js_prefix", value::subject_prefix);
+    let identity = access::identity(read.values, read.problems);
+    let certificate = access::certificate(read.values, read.problems);
+    let jetstream = access::jetstream(domain?, prefix?, read.problems);
+    others?;
+    servers??;
+    Some(Access {
+        url: url?,
+        identity: identity?,
+        ca: ca?.map(Into::into),
+        certificate: certificate?,
+        tls_first: tls_first?,
+        inbox_prefix: inbox_prefix?,
+        jetstream: jetstream?,
+    })
+}
+
+fn nats(read: &mut Reader<'_>) -> Option<Nats> {
+    let access = access(read);
     let stream = read.required("nats.stream", value::stream);
     let replicas = read.required("nats.replicas", value::integer(1, REPLICAS_MAX));
     let max_age = read.required("nats.max_age", value::optional(value::duration_at_least(MAX_AGE_MIN)));
@@ -208,7 +243,7 @@ fn nats(read: &mut Reader<'_>) -> Option<Nats> {
     });
     let msg_id = read.required("nats.msg_id", value::boolean);
     Some(Nats {
-        servers: servers??,
+        access: access?,
         stream: stream?,
         replicas: replicas?,
         max_age: max_age?,

@@ -66,6 +66,11 @@ const fn secret(name: &'static str, kind: Kind, shared_env: Option<&'static str>
     Key { name, kind, default: None, secret: true, shared_env, doc }
 }
 
+const fn shared(name: &'static str, kind: Kind, env: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default: None, secret: false, shared_env: Some(env), doc }
+}
+
+const FILE: Kind = Kind::Text("FILE");
 const COLUMN: Kind = Kind::Text("COLUMN");
 const NAME: Kind = Kind::Text("NAME");
 
@@ -124,6 +129,45 @@ pub const KEYS: &[Key] = &[
         Some("NATS_URL"),
         "NATS servers, separated by commas: nats://host:4222 or tls://user:password@host",
     ),
+    shared(
+        "nats.creds",
+        FILE,
+        "NATS_CREDS",
+        "Credentials file (a JWT and its seed), read again at each connection",
+    ),
+    shared("nats.nkey", FILE, "NATS_NKEY", "File with the seed of an nkey, read again at each connection"),
+    secret("nats.jwt", Kind::Text("JWT"), None, "User JWT, with nats.seed"),
+    secret("nats.seed", Kind::Text("SEED"), None, "Seed of an nkey, alone or with nats.jwt"),
+    shared("nats.user", NAME, "NATS_USER", "User, when nats.url names none"),
+    secret("nats.password", Kind::Text("PASSWORD"), Some("NATS_PASSWORD"), "Password of nats.user"),
+    secret("nats.token", Kind::Text("TOKEN"), Some("NATS_TOKEN"), "Token, when nats.url names none"),
+    shared(
+        "nats.ca",
+        FILE,
+        "NATS_CA",
+        "Certificates of the authorities that sign the servers'; default: the system's",
+    ),
+    shared(
+        "nats.cert",
+        FILE,
+        "NATS_CERT",
+        "Client certificate, with nats.key; both read again at each connection",
+    ),
+    shared("nats.key", FILE, "NATS_KEY", "Private key of nats.cert"),
+    key(
+        "nats.tls_first",
+        Kind::Boolean,
+        "false",
+        "TLS before the server says anything (its handshake_first)",
+    ),
+    shared("nats.context", NAME, "NATS_CONTEXT", "Context of the NATS CLI, for what nothing else says"),
+    unset("nats.domain", NAME, "JetStream domain, for a leaf node"),
+    unset(
+        "nats.js_prefix",
+        Kind::Text("PREFIX"),
+        "Prefix of JetStream's API as it is imported from another account",
+    ),
+    key("nats.inbox_prefix", Kind::Text("PREFIX"), "_INBOX", "The subjects of answers begin with this"),
     key("nats.stream", NAME, "OUTBOX", "The JetStream stream; it belongs to this relay alone"),
     key("nats.replicas", Kind::Integer, "1", "Replicas of a stream that init creates, 1 to 5"),
     key("nats.max_age", Kind::Duration, "none", "Age limit of a stream that init creates"),

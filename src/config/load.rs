@@ -9,6 +9,7 @@ use crate::error::{Code, Failure};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
@@ -52,6 +53,13 @@ impl Environment {
     }
 }
 
+/// Its variables may hold passwords.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Environment ({} variables)", self.variables.len())
+    }
+}
+
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -63,6 +71,8 @@ pub enum Origin {
     SecretFile(String, PathBuf),
     /// A line of the configuration file.
     File(PathBuf, usize),
+    /// The file of a context of the NATS CLI.
+    Context(PathBuf),
     /// Nobody set it.
     Default,
 }
@@ -74,6 +84,7 @@ impl fmt::Display for Origin {
             Origin::Variable(name) => f.write_str(name),
             Origin::SecretFile(name, path) => write!(f, "{name} ({})", path.display()),
             Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Origin::Context(path) => write!(f, "{}", path.display()),
             Origin::Default => f.write_str("default"),
         }
     }
@@ -133,11 +144,8 @@ fn from_environment(key: &Key, env: &Environment, problems: &mut Vec<Failure>) -
         match (env.get(&name), file) {
             (None, None) => None,
             (Some(text), None) => Some((text.to_owned(), Origin::Variable(name))),
-            (None, Some(path)) => match fs::read_to_string(path) {
-                Ok(text) => {
-                    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                    Some((text, Origin::SecretFile(file_name, path.into())))
-                }
+            (None, Some(path)) => match secret_file(Path::new(path)) {
+                Ok(text) => Some((text, Origin::SecretFile(file_name, path.into()))),
                 Err(error) => {
                     let message = format!("{file_name} names {path}, which cannot be read: {error}");
                     problems.push(Failure::new(
@@ -159,6 +167,12 @@ fn from_environment(key: &Key, env: &Environment, problems: &mut Vec<Failure>) -
             }
         }
     })
+}
+
+/// What a file holds, without the end of its last line.
+pub(super) fn secret_file(path: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(path)?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn unknown_variables(env: &Environment, problems: &mut Vec<Failure>) {

@@ -11,19 +11,26 @@
 //! Considered and left: figment, config and serde's `deny_unknown_fields` stop at the first problem and
 //! cannot say `did you mean`.
 
+mod access;
 mod build;
+mod context;
+mod database;
 mod flags;
 pub mod keys;
 mod load;
+mod sensitive;
 #[cfg(test)]
 mod tests;
 mod value;
 
 use crate::error::Failure;
 use crate::outbox::{ColumnNames, PresetChoice, Settings};
-use crate::postgres::target::{Secret, Target};
+use crate::postgres::target::Secret;
+pub use access::{Access, Identity, JetStream};
+pub use database::Database;
 pub use flags::Flags;
 pub use load::{Environment, Origin, Value};
+pub use sensitive::Sensitive;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -52,7 +59,7 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Postgres {
     /// Server, database and role.
-    pub target: Target,
+    pub database: Database,
     /// The replication slot.
     pub slot: String,
     /// The publication, as the catalogue holds its name.
@@ -90,10 +97,10 @@ impl Outbox {
 }
 
 /// The sink.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Nats {
-    /// Server URLs, with their credentials: show them by [`masked_server`].
-    pub servers: Vec<String>,
+    /// How to reach it, and as whom.
+    pub access: Access,
     /// The stream.
     pub stream: String,
     /// Replicas of a stream that is created.
@@ -106,22 +113,6 @@ pub struct Nats {
     pub sync_interval: SyncInterval,
     /// Whether the event id is also sent as `Nats-Msg-Id`.
     pub msg_id: bool,
-}
-
-impl fmt::Debug for Nats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Nats { servers, stream, replicas, max_age, max_bytes, sync_interval, msg_id } = self;
-        let servers: Vec<_> = servers.iter().map(|server| masked_server(server)).collect();
-        f.debug_struct("Nats")
-            .field("servers", &servers)
-            .field("stream", stream)
-            .field("replicas", replicas)
-            .field("max_age", max_age)
-            .field("max_bytes", max_bytes)
-            .field("sync_interval", sync_interval)
-            .field("msg_id", msg_id)
-            .finish()
-    }
 }
 
 /// How often nats-server syncs a stream to disk.
@@ -294,12 +285,10 @@ impl Loaded {
     pub fn shown(&self, value: &Value) -> Option<String> {
         let config = self.config.as_ref().ok();
         match (value.key.name, config) {
-            ("postgres.url", Some(config)) => Some(config.postgres.target.to_string()),
-            ("nats.url", Some(config)) => {
-                let servers: Vec<_> =
-                    config.nats.servers.iter().map(|server| masked_server(server)).collect();
-                Some(servers.join(","))
-            }
+            ("postgres.url", Some(config)) => Some(config.postgres.database.resolve().ok()?.to_string()),
+            ("nats.url", Some(_)) => value.text.as_deref().map(|text| {
+                text.split(',').map(|server| masked_server(server.trim())).collect::<Vec<_>>().join(",")
+            }),
             _ if value.key.secret => value.text.as_ref().map(|_| "***".to_owned()),
             _ => value.text.clone(),
         }

@@ -40,7 +40,7 @@ fn origin(loaded: &Loaded, name: &str) -> String {
 #[test]
 fn two_variables_suffice_and_the_rest_are_the_contract_s_defaults() {
     let config = with_env(&[]).unwrap();
-    assert_eq!(config.postgres.target.to_string(), "app@db:5432/shop");
+    assert_eq!(config.postgres.database.resolve().unwrap().to_string(), "app@db:5432/shop");
     assert_eq!(
         [config.postgres.slot, config.postgres.publication, config.postgres.schema],
         ["postrider", "postrider", "postrider"]
@@ -49,7 +49,7 @@ fn two_variables_suffice_and_the_rest_are_the_contract_s_defaults() {
     assert_eq!(config.outbox.table.to_string(), "public.outbox");
     assert_eq!(config.outbox.preset, PresetChoice::Auto);
     assert_eq!((config.outbox.columns, config.outbox.subject), (ColumnNames::default(), None));
-    assert_eq!(config.nats.servers, ["nats://n:4222"]);
+    assert_eq!(config.nats.access.url.current().expose(), "nats://n:4222");
     assert_eq!((config.nats.stream.as_str(), config.nats.replicas, config.nats.msg_id), ("OUTBOX", 1, false));
     assert_eq!((config.nats.max_age, config.nats.max_bytes), (None, None));
     assert_eq!(config.nats.sync_interval, SyncInterval::Every(Duration::from_secs(120)));
@@ -84,8 +84,8 @@ fn a_flag_goes_before_the_environment_before_the_file_before_the_default() {
 fn our_variable_goes_before_the_shared_one() {
     let config =
         with_env(&[("POSTRIDER_NATS_URL", "ours"), ("POSTRIDER_POSTGRES_URL", "host=ours")]).unwrap();
-    assert_eq!(config.nats.servers, ["ours"]);
-    assert_eq!(config.postgres.target.hosts[0].to_string(), "ours:5432");
+    assert_eq!(config.nats.access.url.current().expose(), "ours");
+    assert_eq!(config.postgres.database.resolve().unwrap().hosts[0].to_string(), "ours:5432");
 }
 
 #[test]
@@ -119,10 +119,17 @@ fn a_secret_is_read_from_the_file_that_its_variable_names() {
     assert_eq!(config.http.token.unwrap().expose(), "s3cret");
 
     fs::write(&path, "postgres://app:other@file/shop\n").unwrap();
-    let env = [("DATABASE_URL_FILE", path.to_str().unwrap()), ("NATS_URL", "n"), ("USER", "me")];
+    let env = [("DATABASE_URL_FILE", path.to_str().unwrap()), ("NATS_URL", "n"), ("PGUSER", "me")];
     let loaded = Loaded::from(&Flags::default(), &Environment::of(env));
     assert!(origin(&loaded, "postgres.url").starts_with("DATABASE_URL_FILE ("));
-    assert_eq!(loaded.config.unwrap().postgres.target.password.unwrap().expose(), "other");
+    assert_eq!(
+        loaded.config.unwrap().postgres.database.resolve().unwrap().hosts[0]
+            .password
+            .as_ref()
+            .unwrap()
+            .expose(),
+        "other"
+    );
 }
 
 #[test]
@@ -239,17 +246,17 @@ fn what_is_missing_is_named_with_the_variable_that_sets_it() {
 fn an_empty_url_says_nothing_without_libpq_s_variables() {
     let problems = with_file("[postgres]\nurl = \"\"\n");
     assert!(problems.is_ok(), "DATABASE_URL goes before the file");
-    let env = Environment::of([("NATS_URL", "n"), ("USER", "me")]);
+    let env = Environment::of([("NATS_URL", "n"), ("PGUSER", "me")]);
     let loaded = Loaded::from(&Flags::default().with(key("postgres.url"), ""), &env);
     assert_eq!(codes(&loaded.config.unwrap_err()), [Code::MissingValue]);
 }
 
 #[test]
 fn libpq_s_variables_replace_the_url() {
-    let env = [("PGHOST", "pg"), ("PGDATABASE", "shop"), ("NATS_URL", "n"), ("USER", "me")];
+    let env = [("PGHOST", "pg"), ("PGDATABASE", "shop"), ("NATS_URL", "n"), ("PGUSER", "me")];
     let loaded = Loaded::from(&Flags::default(), &Environment::of(env));
     assert_eq!(origin(&loaded, "postgres.url"), "PGHOST");
-    assert_eq!(loaded.config.unwrap().postgres.target.to_string(), "me@pg:5432/shop");
+    assert_eq!(loaded.config.unwrap().postgres.database.resolve().unwrap().to_string(), "me@pg:5432/shop");
 }
 
 #[test]

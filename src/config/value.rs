@@ -91,6 +91,14 @@ pub(super) fn not_empty(text: &str) -> Parsed<String> {
     if text.is_empty() { Err("it is empty".into()) } else { Ok(text.to_owned()) }
 }
 
+/// Text of one line.
+pub(super) fn text(text: &str) -> Parsed<String> {
+    if text.chars().any(char::is_control) {
+        return Err("expected text of one line, without control characters".into());
+    }
+    not_empty(text)
+}
+
 pub(super) fn slot(text: &str) -> Parsed<String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if text.is_empty() || text.len() > IDENTIFIER_BYTES_MAX || !text.bytes().all(plain) {
@@ -121,6 +129,20 @@ pub(super) fn stream(text: &str) -> Parsed<String> {
         return Err("a stream's name has 1 to 255 bytes, without spaces, `.`, `*`, `>`, `/` and `\\`".into());
     }
     Ok(text.to_owned())
+}
+
+/// Tokens of a subject, without a dot at the end.
+pub(super) fn subject_prefix(text: &str) -> Parsed<String> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>');
+    if text.split('.').any(|token| token.is_empty() || token.contains(forbidden)) {
+        return Err("expected tokens separated by dots, without spaces and wildcards".into());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    if text.contains('.') { Err("a domain is one token, without dots".into()) } else { subject_prefix(text) }
 }
 
 /// `off`, or an address with its port.

@@ -99,6 +99,8 @@ pub struct Plan {
 pub(super) const ADOPT: &str = "recover by hand: postrider init --adopt goes on from now (it says what is given up); \
      unpublished rows are in the outbox table";
 
+const ADOPTING: &str = "postrider init --adopt";
+
 /// What can be said before the stream's messages are read.
 ///
 /// # Errors
@@ -117,7 +119,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
             Code::OtherSystem,
             format!("system identifier {} is not the checkpoint row's {}", history.system_id, row.system_id),
             ADOPT,
-        ));
+        )
+        .command(ADOPTING));
     }
     if row.stream_created != end.created {
         return Err(Failure::new(
@@ -127,7 +130,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 row.stream, end.created, row.stream_created
             ),
             ADOPT,
-        ));
+        )
+        .command(ADOPTING));
     }
     if row.timeline > history.timeline {
         return Ok(Some(stale(history.timeline, row.timeline)));
@@ -140,7 +144,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 row.stream, end.last_seq, row.confirmed_seq
             ),
             format!("the lost events cannot come from the slot again; {ADOPT}"),
-        ));
+        )
+        .command(ADOPTING));
     }
     let limit = if row.timeline == history.timeline { row.settled_lsn } else { history.own_start() };
     if server.confirmed > limit {
@@ -151,7 +156,8 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 server.slot, server.confirmed
             ),
             format!("find out who read or advanced the slot; {ADOPT}"),
-        ));
+        )
+        .command(ADOPTING));
     }
     let behind = row.last.as_ref().is_none_or(|last| last.position.place.commit_lsn < server.start);
     Ok((server.start > Lsn::ZERO && behind).then(|| {

@@ -8,6 +8,7 @@
 //! | PR03xx | NATS |
 //! | PR04xx | slot, checkpoint, history |
 //! | PR05xx | events |
+//! | PR06xx | what doctor finds besides |
 
 use super::{Disposition, Exit};
 use std::fmt;
@@ -115,7 +116,7 @@ catalogue! {
     PresetUnclear = "PR0213", Postgres, Operator, "the preset cannot be told from the table",
         "With outbox.preset = auto the table must have all columns of exactly one preset.";
     PostgresTls = "PR0214", Postgres, Operator, "TLS with Postgres fails",
-        "sslmode=require asks for TLS and the server does not offer it, or the handshake failed.";
+        "sslmode asks for TLS and the server does not offer it, its certificate is not what sslmode asks for (signed by a root of sslrootcert; with verify-full also for the host), or it does not take our client certificate.";
     SchemaMissing = "PR0215", Postgres, Operator, "Postrider's own schema does not exist",
         "The table of checkpoints lives in the schema of postgres.schema. `postrider init` makes it; sql/init.sql shows what it makes.";
     PostgresRefuses = "PR0216", Postgres, Operator, "Postgres refuses a statement",
@@ -131,7 +132,7 @@ catalogue! {
     NatsUnreachable = "PR0301", Nats, Retry, "NATS cannot be reached",
         "No server of nats.url accepts a connection. The relay lets go of Postgres meanwhile, waits and tries again; with start_timeout it gives up after that time.";
     NatsAuth = "PR0302", Nats, Operator, "NATS refuses the login",
-        "The user, the password or the token of nats.url does not fit.";
+        "The server knows no user with these credentials: nats.creds, nats.nkey, nats.user and nats.password, nats.token, or what nats.url says. Files are read again at each connection, so they can be rotated while the relay runs.";
     NoJetStream = "PR0303", Nats, Operator, "NATS has no JetStream",
         "JetStream is not enabled on the server or for this account.";
     StreamMissing = "PR0304", Nats, Operator, "the stream does not exist",
@@ -152,6 +153,8 @@ catalogue! {
         "A publish was not answered in time, the connection was lost, or the stream has no leader. The relay reads the end of the stream and goes on behind it.";
     MessageIdUnsafe = "PR0312", Nats, Operator, "nats.msg_id is unsafe here",
         "Replicated streams of servers before 2.12 can acknowledge a message with Nats-Msg-Id that they did not store. Switch nats.msg_id off: the promise does not need it.";
+    NatsTls = "PR0313", Nats, Operator, "TLS with NATS fails",
+        "The server's certificate is not signed by an authority of nats.ca (or of the system), is not for the host of nats.url, or is out of its time; or the server does not take our client certificate (nats.cert, nats.key).";
 
     SlotMissing = "PR0401", History, Halt, "the slot does not exist",
         "Without its slot the relay cannot know which rows were written since. `postrider init` makes a new pipeline; `postrider init --adopt` goes on with an existing stream and says what is given up.";
@@ -210,6 +213,47 @@ catalogue! {
         "The slot sends an event that the stream does not hold although it holds later ones. Most likely its dead letter was lost with a former primary. It is not published late, behind events that it precedes.";
     DeadLettersMax = "PR0511", Poison, Poison, "too many dead letters in a row",
         "More than delivery.dead_letters_max events could not be published, without one in between that could: that is a fault of the configuration or of the writer, not of single events. Everything before is published or a letter. `postrider dlq list` shows the letters; mend the cause, start again, and `postrider dlq replay --all` sends them.";
+
+    ProblemsFound = "PR0600", Findings, Operator, "doctor found problems",
+        "Each is told with its own code, and what mends it.";
+    OutageFillsDisk = "PR0601", Findings, Operator, "an outage fills the disk",
+        "max_slot_wal_keep_size is -1, the server's default: while no relay reads the slot, Postgres keeps all WAL. Bound it, so that a long outage costs the slot (which the outbox table can make good) and not the database.";
+    OutageLosesSlot = "PR0602", Findings, Operator, "an outage soon loses the slot",
+        "The slot retains nearly as much WAL as max_slot_wal_keep_size allows, or would after less than an hour at the present rate. A lost slot sends nothing any more: unpublished events are then in the outbox table only.";
+    SlotTimesOut = "PR0603", Findings, Operator, "an idle slot is given up",
+        "idle_replication_slot_timeout (Postgres 18) invalidates a slot that no one has read for so long: an outage that is longer loses it.";
+    CommitsWait = "PR0604", Findings, Operator, "commits wait for the relay",
+        "synchronous_standby_names matches the relay's application_name, so Postgres counts it as a synchronous standby: commits wait until JetStream has stored their events, and for ever while it is away.";
+    NoRoom = "PR0605", Findings, Operator, "no room for another slot or walsender",
+        "max_replication_slots or max_wal_senders is used up. Both take a restart to be raised.";
+    RoleLimited = "PR0606", Findings, Operator, "too few connections are allowed",
+        "A relay has two connections, one for SQL and one for replication, and a second relay that stands by has as many.";
+    WalHeldBack = "PR0607", Findings, Operator, "an old transaction holds WAL back",
+        "A transaction that has written and is still open, or was prepared and forgotten, keeps the slot's restart_lsn where it began: WAL grows, and after a crash everything since is sent again (and skipped).";
+    SlotAbandoned = "PR0608", Findings, Operator, "a slot that no one reads",
+        "Another replication slot is inactive and retains WAL, until the disk is full.";
+    SlotNotSynced = "PR0609", Findings, Operator, "a failover loses the slot",
+        "From Postgres 17 on a slot with `failover` is kept by standbys with sync_replication_slots = on. This one is not such a slot, and there are standbys.";
+    DecodingSpills = "PR0610", Findings, Operator, "decoding goes by way of the disk",
+        "Transactions larger than logical_decoding_work_mem are written to disk before they are sent, which is slower.";
+    PublishesMore = "PR0611", Findings, Operator, "the publication sends more, or less, than the outbox's inserts",
+        "Updates and deletes of the outbox are decoded and dropped; a row filter leaves rows out.";
+    ClockSkew = "PR0612", Findings, Operator, "clocks differ",
+        "Delivery and order depend on no clock. Latencies, ages and the expiry of messages do.";
+    StreamLoses = "PR0613", Findings, Operator, "the stream drops messages",
+        "A stream that discards old messages, keeps few a subject, or keeps them only while someone is interested, loses events that consumers have not seen.";
+    StreamNearlyFull = "PR0614", Findings, Operator, "the stream is nearly full",
+        "A full stream refuses new messages: the relay waits, Postgres retains WAL, and nothing is lost.";
+    PowerLoss = "PR0615", Findings, Operator, "a power failure of NATS can lose events",
+        "nats-server acknowledges before it syncs to disk (sync_interval). The slot must stay unconfirmed for longer than that, so that it can send the lost ones again: delivery.hold_back = auto sees to it.";
+    SyncRarely = "PR0616", Findings, Operator, "NATS syncs rarely",
+        "With the default of two minutes the slot stays more than four minutes behind. sync_interval: 1s makes that 12 seconds and costs little.";
+    OneCopy = "PR0617", Findings, Operator, "the stream has one copy",
+        "In a cluster a stream with one copy is away while its server is, and gone with that server's disk.";
+    CanaryLost = "PR0618", Findings, Operator, "the canary did not arrive",
+        "doctor --canary committed a row and saw no message of it in the stream in time: no relay runs, or it stands still; postrider status says why.";
+    ServerUnproved = "PR0619", Findings, Operator, "the server does not prove who it is",
+        "With sslmode below verify-ca anyone between the relay and Postgres can read and change what they say.";
 }
 
 impl fmt::Display for Code {

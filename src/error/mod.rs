@@ -56,12 +56,53 @@ pub struct Failure {
     pub message: String,
     /// What to do: a command, SQL or a setting to paste.
     pub remedy: String,
+    /// Statements that mend it, for a superuser in psql.
+    pub sql: Vec<String>,
+    /// Commands that mend it, for a shell.
+    pub commands: Vec<String>,
 }
 
 impl Failure {
     /// A failure of `code`.
     pub fn new(code: Code, message: impl Into<String>, remedy: impl Into<String>) -> Failure {
-        Failure { code, message: message.into(), remedy: remedy.into() }
+        Failure {
+            code,
+            message: message.into(),
+            remedy: remedy.into(),
+            sql: Vec::new(),
+            commands: Vec::new(),
+        }
+    }
+
+    /// The same failure, mended by this statement.
+    #[must_use]
+    pub fn sql(mut self, statement: impl Into<String>) -> Failure {
+        self.sql.push(statement.into());
+        self
+    }
+
+    /// The same failure, mended by this statement where that holds.
+    #[must_use]
+    pub fn sql_where(self, holds: bool, statement: impl Into<String>) -> Failure {
+        if holds { self.sql(statement) } else { self }
+    }
+
+    /// The same failure, mended by this command.
+    #[must_use]
+    pub fn command(mut self, command: impl Into<String>) -> Failure {
+        self.commands.push(command.into());
+        self
+    }
+
+    /// Remedy, statements and commands in one line.
+    #[must_use]
+    pub fn whole_remedy(&self) -> String {
+        self.remedies().collect::<Vec<_>>().join("; ")
+    }
+
+    fn remedies(&self) -> impl Iterator<Item = &str> {
+        let parts = std::iter::once(&self.remedy).chain(&self.sql).chain(&self.commands);
+        parts.map(String::as_str).filter(|part| !part.is_empty())
     }
 
     /// The same failure, with what was being done in front.
@@ -91,8 +132,9 @@ pub fn markdown() -> String {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
-        if !self.remedy.is_empty() {
-            write!(f, "\n  remedy: {}", self.remedy.replace('\n', "\n          "))?;
+        for (number, line) in self.remedies().flat_map(str::lines).enumerate() {
+            let label = if number == 0 { "  remedy: " } else { "          " };
+            write!(f, "\n{label}{line}")?;
         }
         Ok(())
     }

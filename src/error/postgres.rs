@@ -1,7 +1,8 @@
 //! What an error of Postgres means for the relay: sorted by SQLSTATE, once.
 
 use super::{Code, Failure};
-use crate::postgres::error::{Error, ServerError};
+use crate::postgres::error::{CertificateProblem, Error, ServerError, TlsError};
+use crate::postgres::login::LoginError;
 use crate::state::checkpoint::RowError;
 
 impl From<Error> for Failure {
@@ -17,17 +18,88 @@ impl From<Error> for Failure {
             }
             Error::Server(error) => return server(error),
             Error::Decode(_) => (Code::Unexpected, "report it, with the Postgres version".to_owned()),
-            Error::Login(_) => (
-                Code::PostgresAuth,
-                "give the password in postgres.url, PGPASSWORD or ~/.pgpass, or let pg_hba.conf use scram-sha-256"
-                    .to_owned(),
-            ),
-            Error::Tls(_) => (
-                Code::PostgresTls,
-                "switch TLS on at the server (ssl = on), or use sslmode=prefer or disable in postgres.url".to_owned(),
-            ),
+            Error::Login(error) => (Code::PostgresAuth, login(error).to_owned()),
+            Error::Tls(error) => (Code::PostgresTls, tls(error)),
         };
         Failure::new(code, message, remedy)
+    }
+}
+
+fn login(error: &LoginError) -> &'static str {
+    match error {
+        LoginError::NoPassword => {
+            "give the password in postgres.url, PGPASSWORD or ~/.pgpass (chmod 600), for this user, database, \
+             host and port"
+        }
+        LoginError::Cleartext => {
+            "encrypt the connection with sslmode=verify-full, or let pg_hba.conf use scram-sha-256; \
+             require_auth=password in postgres.url sends the password in clear all the same"
+        }
+        LoginError::NotPermitted(_) => {
+            "change the method of the line in pg_hba.conf that matches, or require_auth (PGREQUIREAUTH)"
+        }
+        LoginError::Unbound(_) => {
+            "use TLS (sslmode=verify-full), scram-sha-256 in pg_hba.conf, and a server certificate signed by RSA or \
+             ECDSA with SHA-2; or give up on it: channel_binding=prefer"
+        }
+        LoginError::Unsupported => {
+            "let pg_hba.conf use scram-sha-256, cert or trust for this user: GSSAPI, SSPI, LDAP through GSSAPI and \
+             OAuth are not spoken"
+        }
+        LoginError::Scram(_) => {
+            "check the password; scram_iterations may be 100000 at most (SET it, then set the password again); else \
+             something between us and the server is not the server"
+        }
+    }
+}
+
+fn tls(error: &TlsError) -> String {
+    let certificate = |problem: &CertificateProblem| {
+        match problem {
+        CertificateProblem::UnknownIssuer => {
+            "name the certificate authority's file: sslrootcert=/path/root.crt in postgres.url (the service offers it \
+             for download), or sslrootcert=system where a public authority signed it"
+                .to_owned()
+        }
+        CertificateProblem::WrongName { names, .. } => format!(
+            "connect by a name that the certificate is for ({}), with hostaddr=<address> where that name does not \
+             resolve; or have a certificate issued for this one",
+            names.join(", ")
+        ),
+        CertificateProblem::Expired => {
+            "renew the server's certificate (ssl_cert_file), then SELECT pg_reload_conf()".to_owned()
+        }
+        CertificateProblem::NotYetValid => "set this machine's clock, or the server's certificate".to_owned(),
+        CertificateProblem::Unusable(_) => {
+            "have the server's certificate issued again: version 3, with the host among its subjectAltName".to_owned()
+        }
+    }
+    };
+    match error {
+        TlsError::NotOffered(_) => {
+            "switch TLS on at the server (ssl = on, ssl_cert_file, ssl_key_file), or use sslmode=prefer or disable in \
+             postgres.url"
+                .to_owned()
+        }
+        TlsError::NoRoots { .. } => {
+            "put the certificate authority's file there, name it by sslrootcert=/path/root.crt in postgres.url, or use \
+             sslrootcert=system where a public authority signed the server's certificate"
+                .to_owned()
+        }
+        TlsError::File { .. } => {
+            "mend the file that sslrootcert, sslcert or sslkey of postgres.url names (or ~/.postgresql)".to_owned()
+        }
+        TlsError::Certificate(problem) => certificate(problem),
+        TlsError::ClientCertificate(_) => {
+            "give a certificate that the server's ssl_ca_file has signed and that is in its time: sslcert=… and \
+             sslkey=… in postgres.url"
+                .to_owned()
+        }
+        TlsError::Handshake(_) => {
+            "see Postgres's log; ssl_min_protocol_version and ssl_max_protocol_version of both sides must leave TLS 1.2 \
+             or 1.3"
+                .to_owned()
+        }
     }
 }
 
@@ -44,15 +116,34 @@ impl From<RowError> for Failure {
     }
 }
 
+/// One SQLSTATE for many reasons, which only the text tells apart. A server that speaks another language
+/// gets the remedy for all of them.
+fn not_let_in(message: &str) -> &'static str {
+    if message.contains("client certificate") || message.contains("certificate authentication failed") {
+        "show a client certificate that the server's ssl_ca_file has signed and whose common name is the user: \
+         sslcert=/path/client.crt and sslkey=/path/client.key in postgres.url"
+    } else if message.contains("no encryption") {
+        "add a line to pg_hba.conf that names the database itself (`replication` does not match logical replication): \
+         host <database> <user> <address> scram-sha-256; or, if only hostssl lines fit, use sslmode=require"
+    } else if message.contains("does not exist") {
+        "correct the user in postgres.url, or make it: CREATE ROLE … LOGIN REPLICATION PASSWORD …"
+    } else if message.contains("not permitted to log in") {
+        "ALTER ROLE … LOGIN"
+    } else {
+        "correct the user in postgres.url; in pg_hba.conf a line must name the database itself (`replication` does not \
+         match logical replication): hostssl <database> <user> <address> scram-sha-256"
+    }
+}
+
 /// SQLSTATE: Postgres manual, appendix A. An open set; what is not named is the operator's.
 fn server(error: &ServerError) -> Failure {
     let state = error.code.code();
     let (code, remedy) = match state {
-        "28P01" | "28000" => (
+        "28P01" => (
             Code::PostgresAuth,
-            "correct user and password in postgres.url; in pg_hba.conf a line must name the database itself: \
-             host <database> <user> <address> scram-sha-256",
+            "correct the password: in postgres.url, PGPASSWORD or ~/.pgpass, or at the server: ALTER ROLE … PASSWORD …",
         ),
+        "28000" => (Code::PostgresAuth, not_let_in(&error.message)),
         "3D000" => (Code::PostgresDatabase, "correct the database in postgres.url, or CREATE DATABASE it"),
         "42P01" | "3F000" => (Code::SchemaMissing, "postrider init"),
         "42501" => (
@@ -94,7 +185,8 @@ mod tests {
     #[test]
     fn each_state_that_a_person_can_mend_has_its_code_and_remedy() {
         for (states, code, remedy) in [
-            (&["28P01", "28000"][..], Code::PostgresAuth, "password"),
+            (&["28P01"][..], Code::PostgresAuth, "password"),
+            (&["28000"], Code::PostgresAuth, "pg_hba.conf"),
             (&["3D000"], Code::PostgresDatabase, "CREATE DATABASE"),
             (&["42P01", "3F000"], Code::SchemaMissing, "postrider init"),
             (&["42501"], Code::PostgresRefuses, "privileges.sql"),

@@ -1,8 +1,10 @@
 //! One connection to NATS, and what becomes of it.
 
+use super::login;
+use crate::config::{Access, JetStream, masked_server};
 use crate::error::{Code, Failure};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
-use percent_encoding::percent_decode_str;
+use async_nats::jetstream::{self, Context};
+use async_nats::{AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -35,6 +37,20 @@ pub struct Link {
 }
 
 impl Link {
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::Connected => self.up = true,
+            Event::Disconnected | Event::Closed => {
+                self.up = false;
+                self.losses += 1;
+            }
+            Event::ServerError(ServerError::Other(text)) => self.complain(text.clone()),
+            Event::ServerError(error) => self.complain(error.to_string()),
+            Event::ClientError(error) => self.complain(error.to_string()),
+            Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
+        }
+    }
+
     fn complain(&mut self, text: String) {
         self.complaint = Some(text);
         self.complaints += 1;
@@ -46,62 +62,57 @@ impl Link {
 pub struct Nats {
     /// To ask and publish with.
     pub client: Client,
+    jetstream: JetStream,
     /// Its state, as it changes.
     pub link: watch::Receiver<Link>,
 }
 
-/// Connects to one of `servers`.
+/// Connects to one of the servers. At each connection, also the later ones, credentials and
+/// certificates are read anew.
 ///
 /// # Errors
-/// PR0301 when none is reached, PR0302 when it refuses the login, PR0308 when it is too old.
-pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
+/// PR0301 when none is reached, PR0302 when it refuses the login, PR0313 when TLS fails, PR0308 when it
+/// is too old.
+pub async fn connect(access: &Access) -> Result<Nats, Failure> {
     let (changed, link) = watch::channel(Link { up: true, ..Link::default() });
-    let shown = shown(servers);
-    let options = ConnectOptions::new()
-        .name("postrider")
-        .client_capacity(CLIENT_CAPACITY)
-        .subscription_capacity(ANSWERS_MAX)
-        .connection_timeout(CONNECT_MAX)
-        .request_timeout(Some(REQUEST_MAX))
-        .ping_interval(PING_INTERVAL)
-        .reconnect_delay_callback(|attempts| {
-            let delay = Duration::from_millis(50) * u32::try_from(attempts.min(20)).unwrap_or(20);
-            delay.min(RECONNECT_DELAY_MAX)
-        })
-        // Ours is stricter, and was done when the event was made.
-        .skip_subject_validation(true)
-        .event_callback(move |event| {
-            changed.send_modify(|link| match &event {
-                Event::Connected => link.up = true,
-                Event::Disconnected | Event::Closed => {
-                    link.up = false;
-                    link.losses += 1;
-                }
-                Event::ServerError(ServerError::Other(text)) => link.complain(text.clone()),
-                Event::ServerError(error) => link.complain(error.to_string()),
-                Event::ClientError(error) => link.complain(error.to_string()),
-                Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
-            });
-            std::future::ready(())
-        });
-    let options = match credentials(servers)? {
-        Some(Credentials { user, password: Some(password) }) => options.user_and_password(user, password),
-        Some(Credentials { user: token, password: None }) => options.token(token),
-        None => options,
-    };
-    let client = options.connect(servers).await.map_err(|error| {
-        let refused = matches!(
-            error.kind(),
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
-        );
-        let code = if refused { Code::NatsAuth } else { Code::NatsUnreachable };
-        let remedy = if refused {
-            "give user and password or the token in nats.url: nats://user:password@host:4222"
-        } else {
-            "start nats-server (nats-server -js), or correct nats.url / NATS_URL"
-        };
-        Failure::new(code, format!("{shown}: {error}"), remedy)
-    })?;
+    let servers = servers(access);
+    let shown: Vec<_> = servers.iter().map(|server| masked_server(server)).collect();
+    let shown = shown.join(", ");
+    let of_each_connection = access.clone();
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        std::future::ready(login::auth(&of_each_connection, &nonce).map_err(AuthError::new))
+    })
+    .name("postrider")
+    .custom_inbox_prefix(&access.inbox_prefix)
+    .client_capacity(CLIENT_CAPACITY)
+    .subscription_capacity(ANSWERS_MAX)
+    .connection_timeout(CONNECT_MAX)
+    .request_timeout(Some(REQUEST_MAX))
+    .ping_interval(PING_INTERVAL)
+    .reconnect_delay_callback(|attempts| {
+        let delay = Duration::from_millis(50) * u32::try_from(attempts.min(20)).unwrap_or(20);
+        delay.min(RECONNECT_DELAY_MAX)
+    })
+    // Ours is stricter, and was done when the event was made.
+    .skip_subject_validation(true)
+    .event_callback(move |event| {
+        changed.send_modify(|link| link.take(&event));
+        std::future::ready(())
+    });
+    // Whoever names certificates does not want to go without TLS.
+    if access.ca.is_some() || access.certificate.is_some() || access.tls_first {
+        options = options.require_tls(true);
+    }
+    if let Some(ca) = &access.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let Some((certificate, key)) = &access.certificate {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if access.tls_first {
+        options = options.tls_first();
+    }
+    let client = options.connect(&servers).await.map_err(|error| refused(&error, access, &shown))?;
     let info = client.server_info();
     if !client.is_server_compatible(2, 9, 0) {
         return Err(Failure::new(
@@ -110,38 +121,126 @@ pub async fn connect(servers: &[String]) -> Result<Nats, Failure> {
             "upgrade nats-server to 2.9 or later",
         ));
     }
-    Ok(Nats { client, link })
+    Ok(Nats { client, jetstream: access.jetstream.clone(), link })
 }
 
-/// Who the URLs say that we are; async-nats leaves that to its options.
-struct Credentials {
-    user: String,
-    password: Option<String>,
-}
-
-/// The first URL's that has any: `user:password@`, or a token alone. A cluster knows its users on
-/// every server.
-fn credentials(servers: &[String]) -> Result<Option<Credentials>, Failure> {
-    for server in servers {
-        let address: ServerAddr = server.parse().map_err(|error| {
-            let server = shown(std::slice::from_ref(server));
-            Failure::new(
-                Code::InvalidValue,
-                format!("nats.url `{server}`: {error}"),
-                "write nats://host:4222",
-            )
-        })?;
-        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        if let Some(user) = address.username().filter(|user| !user.is_empty()) {
-            return Ok(Some(Credentials { user: decoded(user), password: address.password().map(decoded) }));
+impl Nats {
+    /// Where JetStream answers requests.
+    #[must_use]
+    pub fn api(&self) -> String {
+        match &self.jetstream {
+            JetStream::Here => "$JS.API".to_owned(),
+            JetStream::Domain(domain) => format!("$JS.{domain}.API"),
+            JetStream::Prefix(prefix) => prefix.clone(),
         }
     }
-    Ok(None)
+
+    /// JetStream, asked where it answers.
+    #[must_use]
+    pub fn jetstream(&self) -> Context {
+        let client = self.client.clone();
+        match &self.jetstream {
+            JetStream::Here => jetstream::new(client),
+            JetStream::Domain(domain) => jetstream::with_domain(client, domain),
+            JetStream::Prefix(prefix) => jetstream::with_prefix(client, prefix),
+        }
+    }
 }
 
-/// The servers without user and password.
-fn shown(servers: &[String]) -> String {
-    let hosts: Vec<_> =
-        servers.iter().map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host)).collect();
-    hosts.join(", ")
+fn servers(access: &Access) -> Vec<String> {
+    access.url.current().expose().split(',').map(|server| server.trim().to_owned()).collect()
+}
+
+/// Sorts why there is no connection.
+fn refused(error: &ConnectError, access: &Access, shown: &str) -> Failure {
+    if let Some(tls) = tls_error(error) {
+        let (what, remedy) = tls_problem(tls);
+        return Failure::new(Code::NatsTls, format!("{shown}: {what}"), remedy);
+    }
+    let source = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => {
+            let who = login::shown(access);
+            Failure::new(
+                Code::NatsAuth,
+                format!("{shown}: authorization violation, as {who}"),
+                "correct nats.creds, nats.nkey, nats.user and nats.password, or nats.token (or user and password in \
+                 nats.url); `nats context` or the server's `authorization` and `accounts` tell whom it knows",
+            )
+        }
+        ConnectErrorKind::Authentication => Failure::new(
+            Code::NatsAuth,
+            format!("{shown}: {source}"),
+            "mend the file, or name another: nats.creds, nats.nkey",
+        ),
+        ConnectErrorKind::Tls => Failure::new(
+            Code::NatsTls,
+            format!("{shown}: {source}"),
+            "mend the file that nats.ca, nats.cert or nats.key names",
+        ),
+        _ => Failure::new(
+            Code::NatsUnreachable,
+            format!("{shown}: {error}"),
+            "start nats-server (nats-server -js), or correct nats.url / NATS_URL",
+        ),
+    }
+}
+
+/// rustls's own error, wherever it is in the chain.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn tls_problem(error: &rustls::Error) -> (String, &'static str) {
+    use rustls::{AlertDescription as Alert, CertificateError as Problem};
+    let (what, remedy) = match error {
+        rustls::Error::InvalidCertificate(problem) => match problem {
+            Problem::UnknownIssuer => (
+                "no authority that is trusted signed the server's certificate".to_owned(),
+                "name the authority's file: nats.ca / NATS_CA",
+            ),
+            Problem::Expired | Problem::ExpiredContext { .. } => (
+                "the server's certificate has expired".to_owned(),
+                "renew the server's certificate, then nats-server --signal reload",
+            ),
+            Problem::NotValidYet | Problem::NotValidYetContext { .. } => (
+                "the server's certificate is not valid yet".to_owned(),
+                "set this machine's clock, or the server's certificate",
+            ),
+            Problem::NotValidForName | Problem::NotValidForNameContext { .. } => (
+                problem.to_string(),
+                "put a name into nats.url that the certificate is for, or have it issued for this one (subjectAltName)",
+            ),
+            other => (
+                other.to_string(),
+                "have the server's certificate issued again: version 3, CA:FALSE, the host among its subjectAltName",
+            ),
+        },
+        rustls::Error::InvalidMessage(_) => (
+            "the server does not speak TLS".to_owned(),
+            "switch TLS on at the server (tls { cert_file, key_file }), or unset nats.ca, nats.cert and nats.tls_first",
+        ),
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired | Alert::BadCertificate | Alert::UnknownCA | Alert::CertificateUnknown,
+        ) => (
+            format!("the server refuses our client certificate, or asks for one: {error}"),
+            "name one that the server's tls { ca_file } has signed: nats.cert and nats.key",
+        ),
+        other => (
+            other.to_string(),
+            "see nats-server's log; if it speaks TLS first (handshake_first): nats.tls_first = true",
+        ),
+    };
+    (format!("TLS: {what}"), remedy)
 }

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod connect;
 pub mod envelope;
 pub mod limits;
+mod login;
 pub mod object_store;
 pub mod publish;
 pub mod stream;

@@ -50,7 +50,7 @@ pub async fn create(stream: &Stream, replicas: usize, max_age: Option<Duration>)
         num_replicas: replicas,
         ..Config::default()
     };
-    stream.context().create_object_store(config).await.map_err(|error| failed(&error))?;
+    stream.context().create_object_store(config).await.map_err(|error| failed(stream, &error))?;
     Ok(())
 }
 
@@ -60,17 +60,17 @@ pub async fn create(stream: &Stream, replicas: usize, max_age: Option<Duration>)
 /// The store does not exist, or nobody answers.
 pub async fn claim_check(stream: &Stream, mut event: Event, place: Place) -> Result<Event, Failure> {
     let bucket = bucket(stream.name());
-    let store = stream.context().get_object_store(&bucket).await.map_err(|error| failed(&error))?;
+    let store = stream.context().get_object_store(&bucket).await.map_err(|error| failed(stream, &error))?;
     let digest = digest(&SHA256, &event.payload);
     let mut object = format!("{:016X}-{}-", place.commit_lsn.0, place.index);
     for byte in digest.as_ref().iter().take(8) {
         let _ = write!(object, "{byte:02x}");
     }
-    let digest = match stored(&store, &object, event.payload.len()).await? {
+    let digest = match stored(stream, &store, &object, event.payload.len()).await? {
         Some(digest) => digest,
         None => {
             let info = store.put(object.as_str(), &mut event.payload.as_ref()).await;
-            info.map_err(|error| failed(&error))?.digest
+            info.map_err(|error| failed(stream, &error))?.digest
         }
     };
     let reference = json!({
@@ -82,18 +82,22 @@ pub async fn claim_check(stream: &Stream, mut event: Event, place: Place) -> Res
 }
 
 /// The digest of the object when it is there whole.
-async fn stored(store: &ObjectStore, object: &str, size: usize) -> Result<Option<Option<String>>, Failure> {
+async fn stored(
+    stream: &Stream,
+    store: &ObjectStore,
+    object: &str,
+    size: usize,
+) -> Result<Option<Option<String>>, Failure> {
     match store.info(object).await {
         Ok(info) => Ok((!info.deleted && info.size == size).then_some(info.digest)),
         Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(failed(stream, &error)),
     }
 }
 
-fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(
-        Code::NatsSession,
-        format!("the object store for large payloads: {error}"),
-        "see nats-server's log: nats object ls",
-    )
+fn failed(stream: &Stream, error: &dyn std::fmt::Display) -> Failure {
+    let failure = stream.forbidden().unwrap_or_else(|| {
+        Failure::new(Code::NatsSession, error.to_string(), "see nats-server's log: nats object ls")
+    });
+    failure.context("the object store for large payloads")
 }

@@ -4,6 +4,7 @@
 //! direct get: any replica may answer it, and it may lag behind the leader (ADR-31).
 
 use super::ApiError;
+use super::answer::{self, Answer};
 use super::connect::Nats;
 use crate::delivery::opening::{Stored, StreamEnd};
 use crate::delivery::position::Identity;
@@ -22,6 +23,9 @@ use std::time::Duration;
 const READ_AHEAD_MAX: usize = 256;
 const READ_AHEAD_MIN: usize = 4;
 const READ_AHEAD_BYTES: usize = 4 << 20;
+
+/// That nobody answers requests is believed when it is so again after this.
+const NO_RESPONDERS_TWICE: Duration = Duration::from_secs(1);
 
 /// What decides whether a stream can take an outbox (`STREAM.INFO`, ADR-33 and later).
 #[derive(Debug, Clone, Deserialize)]
@@ -80,6 +84,8 @@ impl Default for Config {
 struct State {
     last_seq: u64,
     messages: u64,
+    #[serde(default)]
+    bytes: u64,
     last_ts: Option<String>,
 }
 
@@ -97,6 +103,18 @@ struct Refused {
     error: ApiError,
 }
 
+/// What a publish that cannot be stored showed.
+#[derive(Debug)]
+pub enum Probe {
+    /// It was answered.
+    Allowed,
+    /// It was not, or refused for another reason than its sequence.
+    Refused(Failure),
+}
+
+/// No stream ends here.
+const IMPOSSIBLE_SEQUENCE: &str = "18446744073709551614";
+
 /// What a look at the stream shows.
 #[derive(Debug, Clone)]
 pub struct Look {
@@ -106,6 +124,10 @@ pub struct Look {
     pub end: StreamEnd,
     /// How many messages it holds.
     pub messages: u64,
+    /// How many bytes they take.
+    pub bytes: u64,
+    /// How many servers the cluster has; 1 without one.
+    pub cluster_size: usize,
     /// When the last message was stored, be it there or gone; none before the first.
     pub last_at: Option<Timestamp>,
     /// The server's clock; none before 2.10.
@@ -126,8 +148,7 @@ impl Stream {
     /// # Errors
     /// The name is none.
     pub async fn named(nats: &Nats, name: &str) -> Result<Stream, Failure> {
-        let context = async_nats::jetstream::new(nats.client.clone());
-        let raw = context.get_stream_no_info(name).await.map_err(|error| {
+        let raw = nats.jetstream().get_stream_no_info(name).await.map_err(|error| {
             Failure::new(Code::InvalidValue, format!("nats.stream `{name}`: {error}"), "choose another name")
         })?;
         Ok(Stream { nats: nats.clone(), raw, name: name.to_owned() })
@@ -141,7 +162,7 @@ impl Stream {
 
     /// To ask for what is beside the stream.
     pub(super) fn context(&self) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(self.nats.client.clone())
+        self.nats.jetstream()
     }
 
     /// Another stream, over the same connection.
@@ -160,6 +181,8 @@ impl Stream {
             config: info.config,
             end: StreamEnd { last_seq: info.state.last_seq, created: moment(&info.created)? },
             messages: info.state.messages,
+            bytes: info.state.bytes,
+            cluster_size: self.nats.client.server_info().connect_urls.len().max(1),
             // Go's zero time stands for none.
             last_at: info
                 .state
@@ -189,17 +212,28 @@ impl Stream {
         self.look().await
     }
 
+    /// Deletes it with all that it holds.
+    ///
+    /// # Errors
+    /// As [`look`](Stream::look).
+    pub async fn delete(&self) -> Result<(), Failure> {
+        self.ask("STREAM.DELETE", &json!({})).await.map(drop)
+    }
+
     async fn ask(&self, what: &str, request: &serde_json::Value) -> Result<bytes::Bytes, Failure> {
-        let subject = format!("$JS.API.{what}.{}", self.name);
-        let answer = self.nats.client.request(subject, request.to_string().into()).await.map_err(
-            |error| match error.kind() {
-                RequestErrorKind::NoResponders if !self.nats.client.server_info().jetstream => no_jetstream(),
-                RequestErrorKind::TimedOut => {
-                    self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))
-                }
-                _ => self.silent(&error.to_string()),
-            },
-        )?;
+        let subject = format!("{}.{what}.{}", self.nats.api(), self.name);
+        let payload = bytes::Bytes::from(request.to_string());
+        let mut asked = self.nats.client.request(subject.clone(), payload.clone()).await;
+        if matches!(&asked, Err(error) if error.kind() == RequestErrorKind::NoResponders) {
+            // A server that is shutting down is gone by then.
+            tokio::time::sleep(NO_RESPONDERS_TWICE).await;
+            asked = self.nats.client.request(subject, payload).await;
+        }
+        let answer = asked.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => self.no_jetstream(),
+            RequestErrorKind::TimedOut => self.forbidden().unwrap_or_else(|| self.silent(&error.to_string())),
+            _ => self.silent(&error.to_string()),
+        })?;
         match serde_json::from_slice::<Refused>(&answer.payload) {
             Ok(refused) => Err(self.refused(&refused.error)),
             Err(_) => Ok(answer.payload),
@@ -209,10 +243,9 @@ impl Stream {
     fn refused(&self, error: &ApiError) -> Failure {
         let name = &self.name;
         match (error.err_code, error.code) {
-            (10_059, _) => {
-                Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "postrider init")
-            }
-            (10_039 | 10_076, _) => no_jetstream(),
+            (10_059, _) => Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "")
+                .command("postrider init"),
+            (10_039 | 10_076, _) => self.no_jetstream(),
             (10_065, _) => Failure::new(
                 Code::StreamUnfit,
                 format!("stream `{name}`: {}", error.description),
@@ -228,16 +261,34 @@ impl Stream {
     }
 
     /// A request that is not permitted is not answered at all; the server only complains.
-    fn forbidden(&self) -> Option<Failure> {
+    pub(super) fn forbidden(&self) -> Option<Failure> {
         let link = self.nats.link.borrow();
         let complaint = link.complaint.as_ref()?;
-        complaint.contains("$JS.API").then(|| {
-            Failure::new(
-                Code::PublishForbidden,
-                format!("the server says: {complaint}"),
-                "grant the NATS account $JS.API.STREAM.INFO and $JS.API.STREAM.MSG.GET of the stream",
+        let api = self.nats.api();
+        let remedy = if complaint.contains("Subscription to") {
+            "permit the user to subscribe to its inbox (nats.inbox_prefix, `_INBOX.>` by default)".to_owned()
+        } else if complaint.contains(&api) {
+            format!(
+                "permit the user to publish to {api}.STREAM.INFO.{0} and {api}.STREAM.MSG.GET.{0}",
+                self.name
             )
-        })
+        } else {
+            return None;
+        };
+        let remedy = format!("{remedy}; postrider init --print-nats prints all that it needs");
+        Some(Failure::new(Code::PublishForbidden, format!("the server says: {complaint}"), remedy))
+    }
+
+    fn no_jetstream(&self) -> Failure {
+        Failure::new(
+            Code::NoJetStream,
+            format!(
+                "nobody answers at {}: JetStream is not enabled on this server or for this account",
+                self.nats.api()
+            ),
+            "start it with `nats-server -js`, or enable JetStream for the account in its configuration; behind a leaf \
+             node or in another account set nats.domain or nats.js_prefix",
+        )
     }
 
     fn silent(&self, why: &str) -> Failure {
@@ -250,6 +301,42 @@ impl Stream {
 
     fn unreadable(&self, error: &serde_json::Error) -> Failure {
         self.silent(&format!("an answer that does not parse: {error}"))
+    }
+
+    /// Whether publishing to `subject` is permitted: a message that expects a sequence which cannot be is
+    /// refused by the stream, and answered at all only where the user may publish.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub async fn probe(&self, subject: &str) -> Result<Probe, Failure> {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, self.name.as_str());
+        headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, IMPOSSIBLE_SEQUENCE);
+        let subject = subject.to_owned();
+        let asked =
+            self.nats.client.request_with_headers(subject.clone(), headers, bytes::Bytes::new()).await;
+        match asked {
+            Ok(answer) => Ok(match answer::parse(&answer.payload) {
+                // Wrong last sequence: as it was meant.
+                Answer::Refused { err_code: 10_071, .. } => Probe::Allowed,
+                other => Probe::Refused(other.failure(&self.name, &subject)),
+            }),
+            Err(error) => match error.kind() {
+                RequestErrorKind::NoResponders => {
+                    Ok(Probe::Refused(Answer::NoResponders.failure(&self.name, &subject)))
+                }
+                _ => Ok(Probe::Refused(Failure::new(
+                    Code::PublishForbidden,
+                    format!(
+                        "a publish to `{subject}` is not answered: the user may not publish there, or not see answers"
+                    ),
+                    format!(
+                        "permit the user to publish to `{subject}` and to subscribe to its inbox; \
+                         postrider init --print-nats prints all permissions"
+                    ),
+                ))),
+            },
+        }
     }
 
     /// What stands at `seq`.
@@ -389,14 +476,6 @@ fn identify(headers: &async_nats::HeaderMap) -> Option<Identity> {
         commit_time: headers.get(COMMIT_TIME.clone())?.as_str().parse().ok()?,
         event_id: headers.get(EVENT_ID.clone())?.as_str().to_owned(),
     })
-}
-
-fn no_jetstream() -> Failure {
-    Failure::new(
-        Code::NoJetStream,
-        "JetStream is not enabled on this server or for this account",
-        "start it with `nats-server -js`, or enable JetStream for the account in its configuration",
-    )
 }
 
 /// RFC 3339 in UTC with nanoseconds: kept to the microsecond, as the checkpoint row keeps it.

@@ -61,7 +61,7 @@ impl From<&Failure> for LastError {
         LastError {
             code: failure.code.to_string(),
             message: failure.message.clone(),
-            remedy: failure.remedy.clone(),
+            remedy: failure.whole_remedy(),
             at: Timestamp::now().to_string(),
         }
     }

@@ -173,6 +173,16 @@ impl Resolved {
         self.columns.id.as_deref().unwrap_or_default()
     }
 
+    /// All columns that are read.
+    #[must_use]
+    pub fn column_names(&self) -> Vec<String> {
+        let named = self.columns.entries().into_iter().filter_map(|(_, name)| name.map(str::to_owned));
+        let mut names: Vec<String> = named.chain(self.subject.columns().map(str::to_owned)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// The preset that was chosen.
     #[must_use]
     pub fn preset(&self) -> Preset {

@@ -82,6 +82,21 @@ impl Template {
         overlap::overlap(&pieces, &overlap::filter(filter))
     }
 
+    /// A subject that it can produce and that one of `filters` matches, where one is easily found.
+    #[must_use]
+    pub fn example(&self, filters: &[String]) -> Option<String> {
+        let subject: String = self
+            .segments
+            .iter()
+            .map(|segment| match segment {
+                Segment::Text(text) => text.as_str(),
+                Segment::Column { form: Form::Bucket(_), .. } => "0",
+                Segment::Column { .. } => "doctor",
+            })
+            .collect();
+        filters.iter().any(|filter| super::subject::matches(filter, &subject)).then_some(subject)
+    }
+
     /// The columns that the template reads.
     pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {

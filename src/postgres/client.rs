@@ -1,7 +1,8 @@
-//! Ordinary SQL: tokio-postgres over the same target, socket and TLS as the replication connection.
+//! Ordinary SQL: tokio-postgres over a connection that has logged in as the replication connection does.
 
+use super::connection::Connection;
 use super::error::Error;
-use super::socket;
+use super::login::{self, Replay};
 use super::target::{Host, SessionAttrs, Target};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -17,6 +18,10 @@ const LOGIN_MAX: Duration = Duration::from_secs(30);
 pub struct Sql {
     /// To ask with.
     pub client: Client,
+    /// The server that it goes to, where a replication connection must go too.
+    pub host: Host,
+    /// As whom, and how.
+    pub target: Target,
     closed: watch::Receiver<Option<String>>,
 }
 
@@ -24,28 +29,16 @@ impl Sql {
     /// Connects to `host`.
     ///
     /// # Errors
-    /// As [`Connection::connect`](super::connection::Connection::connect).
+    /// As [`Connection::connect`].
     pub async fn connect(target: &Target, host: &Host) -> Result<Sql, Error> {
         timeout(LOGIN_MAX, Sql::login(target, host)).await.map_err(|_| Error::Timeout("the login"))?
     }
 
     async fn login(target: &Target, host: &Host) -> Result<Sql, Error> {
-        let io = socket::open(target, host).await?;
-        // TLS is negotiated below tokio-postgres, so that both connections have one code for it.
-        let io = socket::secure(io, target, host).await?;
+        let session = login::log_in(target, host, &[]).await?;
         let mut config = Config::new();
-        config
-            .user(&target.user)
-            .dbname(&target.database)
-            .application_name(&target.application_name)
-            .ssl_mode(SslMode::Disable);
-        if let Some(password) = &target.password {
-            config.password(password.expose());
-        }
-        if let Some(options) = &target.options {
-            config.options(options);
-        }
-        let (client, connection) = config.connect_raw(io, NoTls).await?;
+        config.user(&target.user).ssl_mode(SslMode::Disable);
+        let (client, connection) = config.connect_raw(Replay::from(session), NoTls).await?;
         let (ended, closed) = watch::channel(None);
         tokio::spawn(async move {
             let why = match connection.await {
@@ -65,42 +58,56 @@ impl Sql {
                   'transaction_timeout')",
             )
             .await?;
-        Ok(Sql { client, closed })
+        Ok(Sql { client, host: host.clone(), target: target.clone(), closed })
     }
 
-    /// Connects to the first host that `target` accepts, and says which.
+    /// Connects to the first host that `target` accepts.
     ///
     /// # Errors
-    /// The last host's.
-    pub async fn connect_any(target: &Target) -> Result<(Sql, Host), Error> {
+    /// Of the hosts' errors one that a person can mend, else the last.
+    pub async fn connect_any(target: &Target) -> Result<Sql, Error> {
         Sql::connect_from(target, 0).await
     }
 
     /// The same, beginning with the host of this number, counted round and round.
     ///
     /// # Errors
-    /// The last host's.
-    pub async fn connect_from(target: &Target, first: usize) -> Result<(Sql, Host), Error> {
-        let mut last = Error::Closed;
+    /// As [`connect_any`](Sql::connect_any).
+    pub async fn connect_from(target: &Target, first: usize) -> Result<Sql, Error> {
+        let mut told = Error::Closed;
         let first = first % target.hosts.len().max(1);
         for host in target.hosts.iter().cycle().skip(first).take(target.hosts.len()) {
             match Sql::connect_if_writable(target, host).await {
-                Ok(sql) => return Ok((sql, host.clone())),
-                Err(error) => last = error,
+                Ok(sql) => return Ok(sql),
+                // That another host is down or a standby is nothing new.
+                Err(_) if matches!(told, Error::Server(_) | Error::Login(_) | Error::Tls(_)) => {}
+                Err(error) => told = error,
             }
         }
-        Err(last)
+        Err(told)
+    }
+
+    /// A replication connection to the same server.
+    ///
+    /// # Errors
+    /// As [`Connection::connect`].
+    pub async fn walsender(&self) -> Result<Connection, Error> {
+        Connection::connect(&self.target, &self.host).await
     }
 
     async fn connect_if_writable(target: &Target, host: &Host) -> Result<Sql, Error> {
         let sql = Sql::connect(target, host).await?;
-        if target.session_attrs == SessionAttrs::ReadWrite {
-            let row = sql.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-            if row.get::<_, bool>(0) {
-                return Err(Error::ReadOnly(host.to_string()));
+        let unfit = match target.session_attrs {
+            SessionAttrs::Any => return Ok(sql),
+            SessionAttrs::Primary => "SELECT pg_is_in_recovery()",
+            SessionAttrs::ReadWrite => {
+                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
             }
+        };
+        match sql.client.query_one(unfit, &[]).await?.get::<_, bool>(0) {
+            true => Err(Error::ReadOnly(host.to_string())),
+            false => Ok(sql),
         }
-        Ok(sql)
     }
 
     /// Waits until the connection has ended, and says why.

@@ -1,4 +1,4 @@
-//! A connection in replication mode: startup, login, frames, simple queries.
+//! A connection in replication mode: frames, simple queries.
 //!
 //! Own code because no crate speaks the replication protocol in a cancel-safe way with a bound on
 //! what a peer may make it allocate; messages are built and parsed by `postgres-protocol`.
@@ -7,10 +7,10 @@
 //! dropped by `select!` loses nothing.
 
 use super::error::{Error, ServerError};
-use super::socket::{self, Io};
+use super::login;
+use super::socket::Io;
 use super::target::{Host, Target};
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::authentication::{self, sasl};
 use postgres_protocol::message::{backend, frontend};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,6 +35,16 @@ pub(super) struct Frame {
     pub(super) body: Bytes,
 }
 
+impl Frame {
+    /// Adds it to `buffer` as it came.
+    pub(super) fn write(&self, buffer: &mut BytesMut) {
+        let length = u32::try_from(self.body.len() + 4).unwrap_or(u32::MAX);
+        buffer.extend_from_slice(&[self.tag]);
+        buffer.extend_from_slice(&length.to_be_bytes());
+        buffer.extend_from_slice(&self.body);
+    }
+}
+
 /// Cuts the byte stream into frames (Postgres manual, "Message Formats").
 pub(super) struct Frames {
     io: Box<dyn Io>,
@@ -44,6 +54,12 @@ pub(super) struct Frames {
 impl Frames {
     pub(super) fn new(io: Box<dyn Io>) -> Frames {
         Frames { io, read: BytesMut::with_capacity(CHUNK) }
+    }
+
+    /// The socket, when all that was read from it has been taken.
+    pub(super) fn into_io(self) -> Box<dyn Io> {
+        debug_assert!(self.read.is_empty(), "bytes that were read would be lost");
+        self.io
     }
 
     /// What the buffer takes up.
@@ -115,12 +131,9 @@ impl Connection {
     /// # Errors
     /// The host cannot be reached, TLS fails, or the server refuses the login.
     pub async fn connect(target: &Target, host: &Host) -> Result<Connection, Error> {
-        let connecting = async {
-            let io = socket::open(target, host).await?;
-            let io = socket::secure(io, target, host).await?;
-            Connection::login(io, target).await
-        };
-        timeout(ANSWER_MAX, connecting).await.map_err(|_| Error::Timeout("the login"))?
+        let logging_in = login::log_in(target, host, &PARAMETERS);
+        let session = timeout(ANSWER_MAX, logging_in).await.map_err(|_| Error::Timeout("the login"))??;
+        Connection::begin(session).await
     }
 
     /// A connection that has logged in over this socket.
@@ -129,49 +142,17 @@ impl Connection {
         Connection { frames: Frames::new(Box::new(io)), server_version: 18 }
     }
 
-    /// Startup and login over an open socket. The settings pin how values are printed, whatever the
-    /// role's own settings are, and keep a role's time limits away from a stream without end.
-    pub(super) async fn login(io: Box<dyn Io>, target: &Target) -> Result<Connection, Error> {
-        let mut parameters = vec![
-            ("user", target.user.as_str()),
-            ("database", target.database.as_str()),
-            ("replication", "database"),
-            ("application_name", target.application_name.as_str()),
-            ("client_encoding", "UTF8"),
-            ("DateStyle", "ISO"),
-            ("TimeZone", "UTC"),
-            ("IntervalStyle", "postgres"),
-            ("extra_float_digits", "3"),
-            ("bytea_output", "hex"),
-            ("client_min_messages", "warning"),
-            ("statement_timeout", "0"),
-            ("lock_timeout", "0"),
-            ("idle_in_transaction_session_timeout", "0"),
-            ("search_path", "pg_catalog"),
-            ("wal_sender_timeout", WAL_SENDER_TIMEOUT),
-        ];
-        if let Some(options) = &target.options {
-            parameters.push(("options", options));
-        }
-        let mut message = BytesMut::new();
-        frontend::startup_message(parameters, &mut message)?;
-        let mut frames = Frames::new(io);
-        frames.send(&message).await?;
-        authenticate(&mut frames, target).await?;
-
+    /// Prepares a connection that has logged in.
+    pub(super) async fn begin(session: login::Session) -> Result<Connection, Error> {
         let mut server_version = 0;
-        loop {
-            let frame = frames.next().await?;
-            match parse(&frame)? {
-                backend::Message::ParameterStatus(status) if status.name()? == "server_version" => {
-                    server_version = major_version(status.value()?);
-                }
-                backend::Message::ReadyForQuery(_) => break,
-                backend::Message::ErrorResponse(error) => return Err(server_error(&error)?),
-                _ => {}
+        for frame in &session.greeting {
+            if let backend::Message::ParameterStatus(status) = parse(frame)?
+                && status.name()? == "server_version"
+            {
+                server_version = major_version(status.value()?);
             }
         }
-        let mut connection = Connection { frames, server_version };
+        let mut connection = Connection { frames: session.frames, server_version };
         // An idle standby must not be ended; the setting exists since 14 and is no startup parameter of 13.
         connection.query("SET idle_session_timeout = 0").await.or_else(not_on_old_servers)?;
         Ok(connection)
@@ -210,6 +191,23 @@ impl Connection {
     }
 }
 
+/// They pin how values are printed, whatever the role's own settings are, and keep a role's time limits
+/// away from a stream without end.
+pub(super) const PARAMETERS: [(&str, &str); 12] = [
+    ("replication", "database"),
+    ("DateStyle", "ISO"),
+    ("TimeZone", "UTC"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("client_min_messages", "warning"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("search_path", "pg_catalog"),
+    ("wal_sender_timeout", WAL_SENDER_TIMEOUT),
+];
+
 /// The walsender ends a connection whose peer has been silent for so long. The relay reports at
 /// least every quarter of it.
 const WAL_SENDER_TIMEOUT: &str = "30s";
@@ -242,71 +240,11 @@ fn texts(row: &backend::DataRowBody) -> Result<Row, Error> {
 
 /// Parses a frame by postgres-protocol. `W` (CopyBothResponse) is not known to it: look at the tag first.
 pub(super) fn parse(frame: &Frame) -> Result<backend::Message, Error> {
-    let length =
-        i32::try_from(frame.body.len() + 4).map_err(|_| Error::Protocol("a frame too long".into()))?;
     let mut whole = BytesMut::with_capacity(frame.body.len() + 5);
-    whole.extend_from_slice(&[frame.tag]);
-    whole.extend_from_slice(&length.to_be_bytes());
-    whole.extend_from_slice(&frame.body);
+    frame.write(&mut whole);
     backend::Message::parse(&mut whole)?.ok_or_else(|| Error::Protocol("a frame cut short".into()))
 }
 
 pub(super) fn server_error(error: &backend::ErrorResponseBody) -> Result<Error, Error> {
     Ok(Error::Server(Box::new(ServerError::read(error.fields())?)))
-}
-
-/// Answers what the server asks until it is content (Postgres manual, "Start-up").
-async fn authenticate(frames: &mut Frames, target: &Target) -> Result<(), Error> {
-    let password = || {
-        target.password.as_ref().map(|secret| secret.expose().as_bytes()).ok_or_else(|| {
-            Error::Login("the server asks for a password and none is given (URL, PGPASSWORD, .pgpass)".into())
-        })
-    };
-    let mut answer = BytesMut::new();
-    let mut scram = None;
-    loop {
-        let frame = frames.next().await?;
-        answer.clear();
-        match parse(&frame)? {
-            backend::Message::AuthenticationOk => return Ok(()),
-            backend::Message::AuthenticationCleartextPassword => {
-                frontend::password_message(password()?, &mut answer)?;
-            }
-            backend::Message::AuthenticationMd5Password(body) => {
-                let hash = authentication::md5_hash(target.user.as_bytes(), password()?, body.salt());
-                frontend::password_message(hash.as_bytes(), &mut answer)?;
-            }
-            backend::Message::AuthenticationSasl(body) => {
-                use fallible_iterator::FallibleIterator;
-                if !body.mechanisms().any(|mechanism| Ok(mechanism == sasl::SCRAM_SHA_256))? {
-                    return Err(Error::Login("the server offers no SASL mechanism that is supported".into()));
-                }
-                let exchange = sasl::ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
-                frontend::sasl_initial_response(sasl::SCRAM_SHA_256, exchange.message(), &mut answer)?;
-                scram = Some(exchange);
-            }
-            backend::Message::AuthenticationSaslContinue(body) => {
-                let exchange = scram.as_mut().ok_or_else(out_of_order)?;
-                exchange.update(body.data()).map_err(refused_by_us)?;
-                frontend::sasl_response(exchange.message(), &mut answer)?;
-            }
-            backend::Message::AuthenticationSaslFinal(body) => {
-                scram.as_mut().ok_or_else(out_of_order)?.finish(body.data()).map_err(refused_by_us)?;
-                continue;
-            }
-            backend::Message::ErrorResponse(error) => return Err(server_error(&error)?),
-            backend::Message::NoticeResponse(_) => continue,
-            _ => return Err(Error::Login("the server asks for a method that is not supported".into())),
-        }
-        frames.send(&answer).await?;
-    }
-}
-
-/// A wrong server signature, or more SCRAM iterations than postgres-protocol takes (100,000).
-fn refused_by_us(error: std::io::Error) -> Error {
-    Error::Login(error.to_string())
-}
-
-fn out_of_order() -> Error {
-    Error::Protocol("SASL messages out of order".into())
 }

@@ -1,6 +1,8 @@
 //! What can go wrong with a Postgres server, with the SQLSTATE kept.
 
+use super::login::LoginError;
 use super::pgoutput::DecodeError;
+pub use super::tls::{CertificateProblem, TlsError};
 use postgres_protocol::message::backend::ErrorFields;
 use std::fmt;
 use std::io;
@@ -36,14 +38,14 @@ pub enum Error {
     /// A message of the output plugin does not decode.
     #[error("pgoutput does not decode: {0}")]
     Decode(#[from] DecodeError),
-    /// The login cannot be done on our side: a missing password, a method that is not supported.
+    /// We do not log in as the server asks us to.
     #[error("login: {0}")]
-    Login(String),
+    Login(#[from] LoginError),
     /// TLS is not offered or its handshake fails.
     #[error("TLS: {0}")]
-    Tls(String),
-    /// Every host is in recovery, and a writable one is wanted.
-    #[error("{0} is read-only, and target_session_attrs=read-write asks for a primary")]
+    Tls(#[from] TlsError),
+    /// The server takes no writes, and one that does is wanted.
+    #[error("{0} takes no writes, and target_session_attrs asks for a server that does")]
     ReadOnly(String),
 }
 
@@ -119,11 +121,7 @@ impl From<tokio_postgres::Error> for Error {
             return Error::Closed;
         }
         let text = error.to_string();
-        let text = error.source().map_or_else(|| text.clone(), |source| format!("{text}: {source}"));
-        // tokio-postgres keeps its kinds to itself; these two mean that the login cannot be done.
-        let login =
-            ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind));
-        if login { Error::Login(text) } else { Error::Protocol(text) }
+        Error::Protocol(error.source().map_or_else(|| text.clone(), |source| format!("{text}: {source}")))
     }
 }
 

@@ -6,7 +6,8 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`target`] | where to connect and as whom: one parsed target drives both kinds of connection |
-//! | [`connection`], [`replication`] | the walsender: login, frames, the stream of one slot, status updates |
+//! | [`login`] | socket, TLS and proof of who we are, for both kinds of connection |
+//! | [`connection`], [`replication`] | the walsender: frames, the stream of one slot, status updates |
 //! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
 //! | [`client`], [`preflight`] | ordinary SQL: the connection, and what the catalogues say |
 //! | [`error`] | what can go wrong, with the SQLSTATE kept |
@@ -14,6 +15,7 @@
 pub mod client;
 pub mod connection;
 pub mod error;
+pub mod login;
 pub mod lsn;
 pub mod pgoutput;
 pub mod preflight;

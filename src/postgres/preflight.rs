@@ -22,6 +22,53 @@ pub struct Server {
     pub may_replicate: bool,
     /// The role.
     pub role: String,
+    /// Who runs it.
+    pub service: Service,
+}
+
+/// Who runs the server, and so how its settings are changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Nobody whom we know: there is a superuser.
+    Own,
+    /// Amazon RDS and Aurora.
+    Rds,
+    /// Google Cloud SQL.
+    CloudSql,
+    /// Azure Database for PostgreSQL.
+    Azure,
+    /// Supabase.
+    Supabase,
+    /// Neon.
+    Neon,
+}
+
+impl Service {
+    /// How a setting is changed there.
+    #[must_use]
+    pub fn remedy(self, setting: &str, value: &str, restarts: bool) -> String {
+        let wal_level = setting == "wal_level";
+        let then = if restarts { ", then restart Postgres" } else { "" };
+        match self {
+            Service::Own if restarts => format!("set {setting} = {value}{then} (a reload is not enough)"),
+            Service::Own => format!("set {setting} = {value}"),
+            Service::Rds if wal_level => {
+                "set rds.logical_replication = 1 in the parameter group (Aurora: of the cluster), then reboot".to_owned()
+            }
+            Service::Rds => format!("set {setting} = {value} in the parameter group{}", if restarts { ", then reboot" } else { "" }),
+            Service::CloudSql if wal_level => {
+                "set the flag cloudsql.logical_decoding = on (gcloud sql instances patch …), which restarts the instance"
+                    .to_owned()
+            }
+            Service::CloudSql => format!("set the flag {setting} = {value} (gcloud sql instances patch …)"),
+            Service::Azure => format!("set {setting} = {value} under Server parameters{then}"),
+            Service::Supabase => format!("supabase postgres-config update --config {setting}={value}"),
+            Service::Neon if wal_level => {
+                "enable logical replication in the project's settings (it stays on)".to_owned()
+            }
+            Service::Neon => format!("ask Neon's support for {setting} = {value}"),
+        }
+    }
 }
 
 /// Asks the server about itself and the role.
@@ -36,7 +83,12 @@ pub async fn server(sql: &Sql) -> Result<Server, Error> {
              current_setting('wal_level'), pg_encoding_to_char(d.encoding), \
              r.rolreplication OR r.rolsuper OR EXISTS (SELECT FROM pg_roles s \
              WHERE s.rolname IN ('rds_replication', 'rds_superuser') AND pg_has_role(s.oid, 'member')), \
-             current_user::text \
+             current_user::text, CASE \
+             WHEN EXISTS (SELECT FROM pg_settings WHERE name LIKE 'neon.%') THEN 'neon' \
+             WHEN EXISTS (SELECT FROM pg_settings WHERE name LIKE 'rds.%') THEN 'rds' \
+             WHEN EXISTS (SELECT FROM pg_settings WHERE name LIKE 'cloudsql.%') THEN 'cloudsql' \
+             WHEN EXISTS (SELECT FROM pg_settings WHERE name LIKE 'azure.%') THEN 'azure' \
+             WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = 'supabase_admin') THEN 'supabase' ELSE '' END \
              FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user",
             &[],
         )
@@ -48,6 +100,14 @@ pub async fn server(sql: &Sql) -> Result<Server, Error> {
         encoding: row.get(3),
         may_replicate: row.get(4),
         role: row.get(5),
+        service: match row.get(6) {
+            "neon" => Service::Neon,
+            "rds" => Service::Rds,
+            "cloudsql" => Service::CloudSql,
+            "azure" => Service::Azure,
+            "supabase" => Service::Supabase,
+            _ => Service::Own,
+        },
     })
 }
 

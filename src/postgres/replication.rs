@@ -203,6 +203,9 @@ fn copy_data(mut body: Bytes) -> Result<Received, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::connection::PARAMETERS;
+    use crate::postgres::login;
+    use crate::postgres::socket::{Privacy, Socket};
     use crate::postgres::target::Target;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -304,7 +307,9 @@ mod tests {
         let (ours, mut server) = duplex(1 << 16);
         let target = Target::parse(Some("postgres://me@h/db"), &|_| None).unwrap();
         let login = tokio::spawn(async move {
-            Connection::login(Box::new(ours), &target).await.map(|c| c.server_version())
+            let socket = Socket { io: Box::new(ours), privacy: Privacy::None };
+            let session = login::start(socket, &target, &target.hosts[0], &PARAMETERS).await?;
+            Connection::begin(session).await.map(|connection| connection.server_version())
         });
         let length = server.read_u32().await.unwrap();
         let mut startup = vec![0; usize::try_from(length).unwrap() - 4];

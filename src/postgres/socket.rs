@@ -1,9 +1,9 @@
-//! The socket below a connection: TCP or Unix, with TLS when asked. One code for the replication
-//! connection and for ordinary SQL.
+//! The socket below a connection: TCP or Unix, with TLS or without.
 
 use super::error::Error;
-use super::target::{Address, Host, SslMode, Target};
+use super::target::{Address, Host, Target, Tcp};
 use super::tls;
+use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -13,18 +13,38 @@ use tokio::time::timeout;
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Opens the socket to `host`, without TLS.
-pub(super) async fn open(target: &Target, host: &Host) -> Result<Box<dyn Io>, Error> {
+/// An open socket.
+pub(super) struct Socket {
+    pub(super) io: Box<dyn Io>,
+    pub(super) privacy: Privacy,
+}
+
+/// Who can read along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Privacy {
+    /// The network.
+    None,
+    /// This machine only.
+    Local,
+    /// Nobody; what SCRAM can bind to, if the server's certificate has such a hash.
+    Tls {
+        /// See [`tls::Secured`].
+        end_point: Option<Vec<u8>>,
+    },
+}
+
+/// Opens the socket to `host`.
+pub(super) async fn open(target: &Target, host: &Host) -> Result<Socket, Error> {
     let opening = async {
-        Ok::<Box<dyn Io>, io::Error>(match &host.address {
+        Ok::<_, io::Error>(match &host.address {
             Address::Tcp(name) => {
                 let stream = TcpStream::connect((name.as_str(), host.port)).await?;
-                // Status updates are small and must not wait for an acknowledgement of the one before.
-                stream.set_nodelay(true)?;
-                Box::new(stream)
+                tune(&stream, &target.tcp)?;
+                Socket { io: Box::new(stream), privacy: Privacy::None }
             }
             Address::Unix(folder) => {
-                Box::new(UnixStream::connect(folder.join(format!(".s.PGSQL.{}", host.port))).await?)
+                let stream = UnixStream::connect(folder.join(format!(".s.PGSQL.{}", host.port))).await?;
+                Socket { io: Box::new(stream), privacy: Privacy::Local }
             }
         })
     };
@@ -34,24 +54,58 @@ pub(super) async fn open(target: &Target, host: &Host) -> Result<Box<dyn Io>, Er
     }
 }
 
-/// Negotiates TLS as `sslmode` asks (Postgres manual, "SSL Session Encryption").
-pub(super) async fn secure(mut io: Box<dyn Io>, target: &Target, host: &Host) -> Result<Box<dyn Io>, Error> {
-    let wanted = match (&host.address, target.ssl_mode) {
-        // As in libpq, TLS is never used over a Unix socket.
-        (Address::Unix(_), _) | (_, SslMode::Disable) => return Ok(io),
-        (_, mode) => mode,
-    };
-    let mut request = bytes::BytesMut::new();
-    postgres_protocol::message::frontend::ssl_request(&mut request);
-    io.write_all(&request).await?;
-    io.flush().await?;
-    // Exactly one byte is read: whatever a man in the middle put behind it must not be taken for
-    // something said inside TLS (CVE-2021-23222).
-    match io.read_u8().await? {
-        b'S' => Ok(Box::new(tls::connect(io, host.name()).await?)),
-        _ if wanted == SslMode::Require => {
-            Err(Error::Tls("the server does not offer it, and sslmode=require asks for it".to_owned()))
+fn tune(stream: &TcpStream, tcp: &Tcp) -> io::Result<()> {
+    // Status updates are small and must not wait for an acknowledgement of the one before.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_keepalive(tcp.keepalives)?;
+    if tcp.keepalives {
+        let mut probes = TcpKeepalive::new();
+        if let Some(idle) = tcp.keepalives_idle {
+            probes = probes.with_time(idle);
         }
-        _ => Ok(io),
+        if let Some(interval) = tcp.keepalives_interval {
+            probes = probes.with_interval(interval);
+        }
+        if let Some(count) = tcp.keepalives_count {
+            probes = probes.with_retries(count);
+        }
+        socket.set_tcp_keepalive(&probes)?;
     }
+    #[cfg(target_os = "linux")]
+    if tcp.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(tcp.user_timeout)?;
+    }
+    Ok(())
+}
+
+/// What the server says to the request for TLS.
+pub(super) enum Offer {
+    /// TLS, and here it is.
+    Tls(Socket),
+    /// None; the socket goes on without.
+    None(Socket),
+}
+
+/// Asks for TLS, or begins it at once with `sslnegotiation=direct` (Postgres manual, "SSL Session
+/// Encryption").
+pub(super) async fn secure(socket: Socket, target: &Target, host: &Host) -> Result<Offer, Error> {
+    let Socket { mut io, privacy } = socket;
+    if !target.encryption.direct {
+        let mut request = bytes::BytesMut::new();
+        postgres_protocol::message::frontend::ssl_request(&mut request);
+        io.write_all(&request).await?;
+        io.flush().await?;
+        // Exactly one byte is read: whatever a man in the middle put behind it must not be taken for
+        // something said inside TLS (CVE-2021-23222).
+        match io.read_u8().await? {
+            b'S' => {}
+            b'N' => return Ok(Offer::None(Socket { io, privacy })),
+            // It could not even start a process. The text of its error is not shown: until TLS is up it
+            // may be anyone's (CVE-2024-10977).
+            _ => return Err(Error::Protocol("an error in answer to the request for TLS".to_owned())),
+        }
+    }
+    let tls::Secured { stream, end_point } = tls::connect(io, &target.encryption, host).await?;
+    Ok(Offer::Tls(Socket { io: Box::new(stream), privacy: Privacy::Tls { end_point } }))
 }

@@ -123,7 +123,7 @@ async fn run_between(
                 pause.mul_f64(0.5 + fastrand::f64() / 2.0)
             }
         };
-        warn!(code = %failure.code, error = failure.message, remedy = failure.remedy, retry_in = ?wait, "the session ended");
+        warn!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), retry_in = ?wait, "the session ended");
         board.update(|status| {
             (status.role, status.state, status.reason) =
                 (Role::Waiting, State::Waiting, failure.message.clone());

@@ -7,8 +7,8 @@ use crate::error::{Code, Failure};
 use crate::outbox::{ColumnInfo, Kind, Mapping, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::{self, Publication, Server, Slot, Table};
-use crate::state::dead_letter;
+use crate::postgres::preflight::{self, Publication, Server, Service, Slot, Table};
+use crate::state::{checkpoint, dead_letter};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 /// The oldest major version that is supported.
@@ -20,35 +20,50 @@ const VERSION_MIN: i32 = 140_000;
 /// PR0205, PR0206, PR0207, PR0217.
 pub async fn server(sql: &Sql) -> Result<Server, Failure> {
     let server = preflight::server(sql).await?;
+    match fit_server(&server).into_iter().next() {
+        Some(failure) => Err(failure),
+        None => Ok(server),
+    }
+}
+
+/// All that keeps the server from being streamed.
+#[must_use]
+pub fn fit_server(server: &Server) -> Vec<Failure> {
+    let mut unfit = Vec::new();
     if server.version_num < VERSION_MIN {
-        return Err(Failure::new(
+        unfit.push(Failure::new(
             Code::PostgresVersion,
             format!("Postgres {} is not supported", server.version),
             "upgrade Postgres to 14 or later",
         ));
     }
     if server.wal_level != "logical" {
-        return Err(Failure::new(
-            Code::WalLevel,
-            format!("wal_level is `{}`", server.wal_level),
-            "ALTER SYSTEM SET wal_level = 'logical'; then restart Postgres",
-        ));
+        unfit.push(
+            Failure::new(
+                Code::WalLevel,
+                format!("wal_level is `{}`", server.wal_level),
+                server.service.remedy("wal_level", "logical", true),
+            )
+            .sql_where(server.service == Service::Own, "ALTER SYSTEM SET wal_level = 'logical';"),
+        );
     }
     if server.encoding == "SQL_ASCII" {
-        return Err(Failure::new(
+        unfit.push(Failure::new(
             Code::PostgresEncoding,
             "the database's encoding is SQL_ASCII",
             "move the outbox to a database with ENCODING 'UTF8'",
         ));
     }
     if !server.may_replicate {
-        return Err(Failure::new(
-            Code::ReplicationRole,
-            format!("role `{}` may not replicate", server.role),
-            format!("ALTER ROLE {} REPLICATION;", escape_identifier(&server.role)),
-        ));
+        let role = escape_identifier(&server.role);
+        let grant = match server.service {
+            Service::Rds => format!("GRANT rds_replication TO {role};"),
+            _ => format!("ALTER ROLE {role} REPLICATION;"),
+        };
+        let what = format!("role `{}` may not replicate", server.role);
+        unfit.push(Failure::new(Code::ReplicationRole, what, "let it, as a superuser").sql(grant));
     }
-    Ok(server)
+    unfit
 }
 
 /// The outbox table.
@@ -70,12 +85,11 @@ pub async fn table(sql: &Sql, config: &Config) -> Result<Table, Failure> {
         ('r' | 'p', _) => "is temporary",
         _ => "is not a table",
     };
-    let remedy = if table.persistence == 'u' {
-        format!("ALTER TABLE {name} SET LOGGED;")
-    } else {
-        "point outbox.table at the table that is written".to_owned()
-    };
-    Err(Failure::new(Code::TableUnfit, format!("{name} {unfit}"), remedy))
+    let unlogged = table.persistence == 'u';
+    let remedy =
+        if unlogged { "have its rows logged" } else { "point outbox.table at the table that is written" };
+    Err(Failure::new(Code::TableUnfit, format!("{name} {unfit}"), remedy)
+        .sql_where(unlogged, format!("ALTER TABLE {name} SET LOGGED;")))
 }
 
 /// The columns, as the preset reads them.
@@ -116,31 +130,33 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
             Failure::new(
                 Code::PublicationMissing,
                 format!("publication `{name}` does not exist"),
-                "postrider init makes it, before the slot. If it was dropped while the slot lived, rows written \
-                 since then may not be decodable",
+                "new here: make it, before the slot. If it was dropped while the slot lived, rows written since then \
+                 may not be decodable",
             )
+            .command("postrider init")
         })?;
-    let unfit = |what: &str, remedy: String| {
-        Err(Failure::new(Code::PublicationUnfit, format!("publication `{name}` {what}"), remedy))
+    let unfit = |what: &str, remedy: &str, sql: String| {
+        Err(Failure::new(Code::PublicationUnfit, format!("publication `{name}` {what}"), remedy).sql(sql))
     };
     if table.kind == 'p' && !publication.via_root {
         return unfit(
             &format!("sends rows under the names of {outbox}'s partitions"),
+            "let it send them under the root's",
             format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
         );
     }
     if !publication.has_table {
         return unfit(
             &format!("does not contain {outbox}"),
-            format!(
-                "ALTER PUBLICATION {quoted} ADD TABLE {outbox}; rows written before that are not in the slot: \
-                 make slot and row anew with postrider init --adopt after dropping the slot"
-            ),
+            "add it; rows written before that are not in the slot. Was it in there when the slot was made, say so by \
+             postrider init --adopt",
+            format!("ALTER PUBLICATION {quoted} ADD TABLE {outbox};"),
         );
     }
     if !publication.inserts {
         return unfit(
             "does not publish inserts",
+            "let it; rows written before that are not in the slot",
             format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"),
         );
     }
@@ -169,23 +185,33 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
 /// # Errors
 /// PR0215, PR0216.
 pub async fn letters(sql: &Sql, config: &Config) -> Result<(), Failure> {
-    const NEEDED: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
     let table = dead_letter::table(&config.postgres.schema);
-    let missing = preflight::missing_privileges(sql, &table, &NEEDED).await?.ok_or_else(|| {
-        Failure::new(Code::SchemaMissing, format!("table {table} does not exist"), "postrider init")
+    privileges(sql, &table, &["SELECT", "INSERT", "UPDATE", "DELETE"]).await
+}
+
+/// The table of checkpoints, and that the role may write it.
+///
+/// # Errors
+/// PR0215, PR0216.
+pub async fn checkpoints(sql: &Sql, config: &Config) -> Result<(), Failure> {
+    privileges(sql, &checkpoint::table(&config.postgres.schema), &["SELECT", "INSERT", "UPDATE"]).await
+}
+
+async fn privileges(sql: &Sql, table: &str, needed: &[&'static str]) -> Result<(), Failure> {
+    let missing = preflight::missing_privileges(sql, table, needed).await?.ok_or_else(|| {
+        Failure::new(Code::SchemaMissing, format!("table {table} does not exist"), "")
+            .command("postrider init")
     })?;
     if missing.is_empty() {
         return Ok(());
     }
-    let role = escape_identifier(&config.postgres.target.user);
+    let role = escape_identifier(&sql.target.user);
     Err(Failure::new(
         Code::PostgresRefuses,
         format!("the role may not {} {table}", missing.join(", ")),
-        format!(
-            "GRANT {} ON {table} TO {role}; (sql/privileges.sql lists all that run needs)",
-            NEEDED.join(", ")
-        ),
-    ))
+        "sql/privileges.sql lists all that run needs",
+    )
+    .sql(format!("GRANT {} ON {table} TO {role};", needed.join(", "))))
 }
 
 /// What identifies publication, membership and table, now.
@@ -206,9 +232,9 @@ pub fn changed(publication: &str, now: Option<Objects>, known: Objects) -> Failu
     Failure::new(
         Code::PublicationChanged,
         format!("publication `{publication}`: {what}; rows written meanwhile are not in the slot"),
-        "put publication and table right, look for rows of that time in the outbox table, then \
-         postrider init --adopt goes on from now",
+        "recover by hand: look for rows of that time in the outbox table, and go on from now",
     )
+    .command("postrider init --adopt")
 }
 
 /// The slot.
@@ -228,9 +254,10 @@ pub fn missing_slot(name: &str) -> Failure {
     Failure::new(
         Code::SlotMissing,
         format!("slot `{name}` does not exist"),
-        "new here: postrider init. If it was there and is gone, recover by hand: the events written since it \
-         vanished are in the outbox table only, postrider init --adopt goes on from now",
+        "new here: make it. If it was there and is gone, recover by hand: the events written since it vanished are in \
+         the outbox table only, postrider init --adopt goes on from now",
     )
+    .command("postrider init")
 }
 
 /// Whether the slot can be streamed.
@@ -264,12 +291,11 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
         return Err(Failure::new(
             Code::SlotLost,
             format!("slot `{name}` is lost: {why}"),
-            format!(
-                "recover by hand: SELECT pg_drop_replication_slot({}); then postrider init --adopt. Events not \
-                 published yet are in the outbox table only; raise max_slot_wal_keep_size",
-                escape_literal(name)
-            ),
-        ));
+            "recover by hand: drop it, go on from now, and look for unpublished rows in the outbox table; raise \
+             max_slot_wal_keep_size",
+        )
+        .sql(format!("SELECT pg_drop_replication_slot({});", escape_literal(name)))
+        .command("postrider init --adopt"));
     }
     if slot.confirmed.is_some_and(|confirmed| confirmed > slot.wal_end) {
         return Err(Failure::new(
@@ -279,12 +305,11 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
                 slot.confirmed.unwrap_or(Lsn::ZERO),
                 slot.wal_end
             ),
-            format!(
-                "rows are being skipped: SELECT pg_drop_replication_slot({}); then postrider init --adopt, and \
-                 look for unpublished rows in the outbox table",
-                escape_literal(name)
-            ),
-        ));
+            "rows are being skipped; recover by hand: drop it, go on from now, and look for unpublished rows in the \
+             outbox table",
+        )
+        .sql(format!("SELECT pg_drop_replication_slot({});", escape_literal(name)))
+        .command("postrider init --adopt"));
     }
     Ok(())
 }

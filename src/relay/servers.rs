@@ -17,7 +17,6 @@ use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, Table};
-use crate::postgres::target::Host;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::{self, Letter, Owner};
@@ -39,7 +38,7 @@ impl Sides for Servers {
     type Publisher = publish::Publisher;
 
     async fn nats(&self) -> Result<Broker<stream::Stream, publish::Publisher>, Failure> {
-        let nats = connect::connect(&self.config.nats.servers).await?;
+        let nats = connect::connect(&self.config.nats.access).await?;
         let stream = stream::Stream::named(&nats, &self.config.nats.stream).await?;
         let publisher = publish::Publisher::new(&nats, &self.config.nats.stream).await?;
         Ok(Broker {
@@ -52,8 +51,8 @@ impl Sides for Servers {
     }
 
     async fn postgres(&self, first: usize) -> Result<Postgres, Failure> {
-        let (sql, host) = Sql::connect_from(&self.config.postgres.target, first).await?;
-        Ok(Postgres { sql: Arc::new(sql), host, config: Arc::clone(&self.config) })
+        let sql = Sql::connect_from(&self.config.postgres.database.resolve()?, first).await?;
+        Ok(Postgres { sql: Arc::new(sql), config: Arc::clone(&self.config) })
     }
 }
 
@@ -61,7 +60,6 @@ impl Sides for Servers {
 #[derive(Clone)]
 pub(super) struct Postgres {
     sql: Arc<Sql>,
-    host: Host,
     config: Arc<Config>,
 }
 
@@ -123,7 +121,7 @@ impl Base for Postgres {
     }
 
     async fn walsender(&self) -> Result<Connection, Failure> {
-        Ok(Connection::connect(&self.config.postgres.target, &self.host).await?)
+        Ok(self.sql.walsender().await?)
     }
 
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure> {

@@ -1,18 +1,30 @@
 //! The whole relay from outside: the binary between a real Postgres and a real nats-server.
 //!
 //! Each test has servers of its own and states one claim, which is its name.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper that fails fails its test"
+)]
 
 mod adopt;
+mod certificates;
 mod delivery;
+mod doctor;
 mod failover;
 mod letters;
 mod mapping;
+mod nats_access;
 mod outages;
+mod privileges;
+mod psql;
 mod publication;
 mod refusals;
+mod remove;
 mod rollback;
 mod support;
 mod takeover;
+mod tls;
 mod transactions;
 mod versions;

@@ -8,6 +8,7 @@ use postrider::demo::servers::{NatsServer, PostgresOptions, PostgresPrograms, Po
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,17 @@ pub(crate) async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> 
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The newest psql, without an environment, over the libpq with TLS that `scripts/servers.sh all` installs.
+pub(crate) fn psql() -> Command {
+    let libpq = Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers/libpq");
+    let library = std::fs::read_dir(&libpq).into_iter().flatten().flatten().map(|entry| entry.path());
+    let library = library.into_iter().find(|path| path.to_string_lossy().contains("/libpq-"));
+    let library = library.expect("no .servers/libpq: scripts/servers.sh all installs it");
+    let mut psql = Command::new(PostgresPrograms::find(Some(18)).unwrap().bin.join("psql"));
+    psql.env_clear().env("LD_PRELOAD", library).args(["-X", "-w", "-At"]);
+    psql
 }
 
 /// What the servers of a pipeline are started with.

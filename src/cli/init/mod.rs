@@ -4,6 +4,8 @@
 //! decode nothing that was written before its publication existed; slot and stream together; last
 //! the checkpoint row, which says that both belong to each other.
 
+mod print;
+
 use super::{Ended, block_on, load};
 use crate::config::{Config, Flags, Oversize};
 use crate::delivery::checkpoint::{Checkpoint, Objects};
@@ -32,6 +34,7 @@ Example:
   postrider init                          # beside an outbox table that exists
   postrider init --create-table           # with an article table: id, event_type, payload, …
   postrider init --print-sql | less       # what a DBA would run instead
+  postrider init --print-nats             # what the relay's user in NATS may do
 
 Rows that were committed before the slot existed are not published.")]
 pub(super) struct Args {
@@ -41,9 +44,12 @@ pub(super) struct Args {
     /// Go on with what is there although it cannot be proved to fit; says what is given up.
     #[arg(long)]
     adopt: bool,
-    /// Print the SQL and run nothing.
+    /// Print the SQL, with the role's least privileges and its line of pg_hba.conf, and run nothing.
     #[arg(long)]
     print_sql: bool,
+    /// Print the least permissions of the relay's user in NATS, and run nothing.
+    #[arg(long)]
+    print_nats: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -79,8 +85,13 @@ impl NewTable {
 
 pub(super) fn run(args: &Args) -> Ended {
     let config = load(&args.flags)?;
-    if args.print_sql {
-        print!("{}", script(args, &config));
+    if args.print_sql || args.print_nats {
+        if args.print_sql {
+            print!("{}", print::sql(args.create_table, &config).map_err(|failure| vec![failure])?);
+        }
+        if args.print_nats {
+            print!("{}", print::nats(&config).map_err(|failure| vec![failure])?);
+        }
         return Ok(());
     }
     block_on(init(args, &config))
@@ -107,47 +118,16 @@ fn create_slot(slot: &str, failover: bool) -> String {
     )
 }
 
-/// The SQL half of `init`, for a person to run. The checkpoint row needs the stream's creation time
-/// and sequence: `init` writes it.
-fn script(args: &Args, config: &Config) -> String {
-    let mut statements = vec!["-- as the owner of the outbox table".to_owned()];
-    if let Some(table) = args.create_table {
-        statements.push(format!("{};", table.sql(config)));
-    }
-    let schema = escape_identifier(&config.postgres.schema);
-    let role = escape_identifier(&config.postgres.target.user);
-    statements.extend([
-        format!("{};", create_schema(config)),
-        format!("{};", checkpoint::create_table(&config.postgres.schema)),
-        format!("{};", dead_letter::create_table(&config.postgres.schema)),
-        format!("{};", create_publication(config)),
-        "-- for the relay's role".to_owned(),
-        format!("ALTER ROLE {role} REPLICATION;"),
-        format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
-        format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role};", checkpoint::table(&config.postgres.schema)),
-        format!(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role};",
-            dead_letter::table(&config.postgres.schema)
-        ),
-        "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
-         -- failover => true, so that a standby keeps it"
-            .to_owned(),
-        format!("{};", create_slot(&config.postgres.slot, false)),
-        "-- then `postrider init` as the relay's role: it makes the stream and the checkpoint row".to_owned(),
-    ]);
-    statements.join("\n\n") + "\n"
-}
-
 async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
-    let (mut sql, host) = Sql::connect_any(&config.postgres.target).await?;
+    let mut sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let server = preflight::server(&sql).await?;
-    let nats = connect::connect(&config.nats.servers).await?;
+    let nats = connect::connect(&config.nats.access).await?;
     let stream = Stream::named(&nats, &config.nats.stream).await?;
 
     let resolved = table(args, config, &sql).await?;
     schema(config, &sql).await?;
     let objects = publication(config, &sql).await?;
-    let (mut connection, system) = replication(config, &host).await?;
+    let (mut connection, system) = replication(&sql).await?;
     let before = Before {
         slot: facts::slot(&sql, &config.postgres.slot).await?,
         row: checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await?,
@@ -275,11 +255,9 @@ async fn publication(config: &Config, sql: &Sql) -> Result<Objects, Failure> {
 
 /// Opens a replication connection: proves that the role and pg_hba.conf allow it, and says who the
 /// server is.
-async fn replication(
-    config: &Config,
-    host: &crate::postgres::target::Host,
-) -> Result<(Connection, System), Failure> {
-    let mut connection = Connection::connect(&config.postgres.target, host)
+async fn replication(sql: &Sql) -> Result<(Connection, System), Failure> {
+    let mut connection = sql
+        .walsender()
         .await
         .map_err(|error| Failure::from(error).context("open a replication connection"))?;
     let system = facts::identify(&mut connection).await?;

@@ -249,6 +249,17 @@ impl PostgresServer {
         fs::write(&path, format!("{lines}\n")).map_err(|error| unwritable(&path, &error))
     }
 
+    /// Writes a file into the data directory that only the server may read, such as `server.key`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn install(&self, name: &str, text: &str) -> Result<(), Failure> {
+        let path = self.data_dir().join(name);
+        fs::write(&path, text).map_err(|error| unwritable(&path, &error))?;
+        place::set_mode(&path, 0o600)?;
+        place::give(&path, self.account)
+    }
+
     /// Where the superuser reaches a database: `postgres://postgres@127.0.0.1:<port>/<database>`.
     #[must_use]
     pub fn url(&self, database: &str) -> String {

@@ -9,11 +9,8 @@ use super::{Address, Host, TargetError};
 
 const PORT: u16 = 5432;
 
-/// The hosts, and the name under which each is looked up in the password file.
-pub(super) fn resolve(
-    settings: &Settings,
-    socket_directories: &[&Path],
-) -> Result<(Vec<Host>, Vec<String>), TargetError> {
+/// The hosts, without their passwords.
+pub(super) fn resolve(settings: &Settings, socket_directories: &[&Path]) -> Result<Vec<Host>, TargetError> {
     let (host, hostaddr) = (settings.get("host"), settings.get("hostaddr"));
     let names = host.map_or_else(Vec::new, Value::list);
     let addresses = hostaddr.map_or_else(Vec::new, Value::list);
@@ -24,27 +21,20 @@ pub(super) fn resolve(
     let ports = ports(settings.get("port"), count, host.or(hostaddr))?;
 
     let mut hosts = Vec::with_capacity(count);
-    let mut lookup_names = Vec::with_capacity(count);
     for (index, port) in ports.into_iter().enumerate() {
         let name = names.get(index).copied().unwrap_or_default();
         let address = addresses.get(index).copied().unwrap_or_default();
-        let address = if !address.is_empty() {
-            numeric(address, hostaddr.map_or("hostaddr", |value| value.part))?
+        let (address, name) = if !address.is_empty() {
+            let name = (!name.is_empty()).then(|| name.to_owned());
+            (numeric(address, hostaddr.map_or("hostaddr", |value| value.part))?, name)
         } else if name.is_empty() {
-            default_address(port, socket_directories)
+            (default_address(port, socket_directories), None)
         } else {
-            named(name, host.map_or("host", |value| value.part))?
+            (named(name, host.map_or("host", |value| value.part))?, None)
         };
-        lookup_names.push(match &address {
-            Address::Unix(path) if socket_directories.contains(&path.as_path()) => "localhost".to_owned(),
-            Address::Unix(path) => path.display().to_string(),
-            // With a host and its address, libpq looks the password up by the host.
-            Address::Tcp(address) if name.is_empty() => address.clone(),
-            Address::Tcp(_) => name.to_owned(),
-        });
-        hosts.push(Host { address, port });
+        hosts.push(Host { address, port, name, password: None });
     }
-    Ok((hosts, lookup_names))
+    Ok(hosts)
 }
 
 fn same_count(

@@ -7,23 +7,30 @@
 //! tokio-postgres' own `Config` was the alternative. It reads neither the environment nor
 //! `.pgpass`, refuses parameters that libpq accepts, and takes `tcp_user_timeout` in another unit.
 //!
-//! Differs from libpq on purpose: `PGHOST` and `PGHOSTADDR` count only when the string names no
-//! host at all, so the environment cannot redirect a URL; a `@` after the user and password must
-//! be written `%40`, since a bare one nearly always means an unescaped password that would
-//! otherwise be taken for a host or a database; connect_timeout=0 means the default, not forever.
+//! Differs from libpq on purpose: a `@` after the user and password must be written `%40`, since a bare
+//! one nearly always means an unescaped password that would otherwise be taken for a host or a
+//! database; connect_timeout=0 means the default, not forever.
 
+mod account;
+mod encryption;
 mod hosts;
+mod login;
 mod parameters;
 mod pgpass;
+mod service;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod url;
 
+use account::Account;
+pub use encryption::{Encryption, Identity, Roots, SslMode, Versions};
+pub use login::{ChannelBinding, Login, Method};
+use parameters::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use parameters::Value;
+pub use tcp::Tcp;
 
 /// Long enough for a server across the world to answer, short enough to try the next host soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,12 +45,14 @@ pub struct Target {
     pub hosts: Vec<Host>,
     /// The role to log in as.
     pub user: String,
-    /// The password, if one was given or found.
-    pub password: Option<Secret>,
     /// The database to connect to.
     pub database: String,
-    /// Whether to use TLS.
-    pub ssl_mode: SslMode,
+    /// Whether to use TLS, and how.
+    pub encryption: Encryption,
+    /// How the server may ask for proof.
+    pub login: Login,
+    /// How a dead peer is noticed.
+    pub tcp: Tcp,
     /// Command-line options for the server session, as in `-c name=value`.
     pub options: Option<String>,
     /// The name shown in `pg_stat_activity`.
@@ -61,6 +70,10 @@ pub struct Host {
     pub address: Address,
     /// Its port, which for a socket is part of the file's name.
     pub port: u16,
+    /// The name that its certificate must be for, when `address` is not it (`hostaddr`).
+    pub name: Option<String>,
+    /// The password, if one was given or found.
+    pub password: Option<Secret>,
 }
 
 /// Where a server listens.
@@ -72,22 +85,13 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Whether the connection uses TLS. No mode of this version verifies the server's certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Never.
-    Disable,
-    /// If the server offers it.
-    Prefer,
-    /// Always, or fail.
-    Require,
-}
-
 /// Which servers will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionAttrs {
     /// Every server that accepts the login.
     Any,
+    /// Only one that is no standby.
+    Primary,
     /// Only one that accepts writes, which a standby does not.
     ReadWrite,
 }
@@ -144,82 +148,92 @@ pub enum TargetError {
         /// Its length.
         right_count: usize,
     },
-    /// The password file would give one of several hosts another password than the rest.
-    #[error(
-        "the password file does not give {0} the same password as the first host: use one line \
-         for all of them (host `*`), or set PGPASSWORD"
-    )]
-    PasswordsDiffer(String),
 }
 
 impl Target {
     /// Resolves a URL or key=value string, `None` or empty for none. What it leaves out comes from
     /// the `PG*` variables, then the password file, then libpq's defaults.
     pub fn parse(url: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<Target, TargetError> {
-        resolve(url, env, &SOCKET_DIRECTORIES.map(Path::new))
+        let surroundings = Surroundings {
+            env,
+            account: Account::of_process(),
+            socket_directories: &SOCKET_DIRECTORIES.map(Path::new),
+        };
+        resolve(url, &surroundings)
     }
 }
 
-fn resolve(
-    url: Option<&str>,
-    env: &dyn Fn(&str) -> Option<String>,
-    socket_directories: &[&Path],
-) -> Result<Target, TargetError> {
+/// What a connection string is completed from.
+struct Surroundings<'a> {
+    env: &'a dyn Fn(&str) -> Option<String>,
+    account: Account,
+    socket_directories: &'a [&'a Path],
+}
+
+impl Surroundings<'_> {
+    /// A variable; one that is empty counts as unset.
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.env)(name).filter(|value| !value.is_empty())
+    }
+
+    fn home(&self) -> Option<PathBuf> {
+        self.variable("HOME").map(PathBuf::from).or_else(|| self.account.home.clone())
+    }
+
+    fn user(&self) -> String {
+        let account = self.account.name.clone();
+        let named = account.or_else(|| self.variable("USER")).or_else(|| self.variable("LOGNAME"));
+        named.unwrap_or_else(|| "postgres".to_owned())
+    }
+}
+
+fn resolve(url: Option<&str>, surroundings: &Surroundings<'_>) -> Result<Target, TargetError> {
     let mut settings = url::settings(url.unwrap_or_default())?;
-    settings.fill(env);
+    service::fill(&mut settings, surroundings)?;
+    settings.fill(&|name| surroundings.variable(name));
     settings.check()?;
 
-    let variable = |name: &str| env(name).filter(|value| !value.is_empty());
     let text = |name: &str| settings.get(name).map(|value| value.text.clone());
-    let user = text("user")
-        .or_else(|| variable("USER"))
-        .or_else(|| variable("LOGNAME"))
-        .unwrap_or_else(|| "postgres".to_owned());
+    let user = text("user").unwrap_or_else(|| surroundings.user());
     let database = text("dbname").unwrap_or_else(|| user.clone());
-    let (hosts, names) = hosts::resolve(&settings, socket_directories)?;
-    let password = match text("password") {
-        Some(password) => Some(Secret(password)),
-        None => match pgpass::path(&variable) {
-            Some(path) => pgpass::password(&path, &hosts, &names, &database, &user)?,
-            None => None,
-        },
-    };
+    let mut hosts = hosts::resolve(&settings, surroundings.socket_directories)?;
+    match text("password") {
+        Some(password) => hosts.iter_mut().for_each(|host| host.password = Some(Secret::new(&password))),
+        None => {
+            let named = text("passfile").map(PathBuf::from);
+            let path = named.or_else(|| surroundings.home().map(|home| home.join(".pgpass")));
+            if let Some(path) = path {
+                pgpass::fill(&path, &mut hosts, surroundings.socket_directories, &database, &user);
+            }
+        }
+    }
+    if text("load_balance_hosts").as_deref() == Some("random") {
+        fastrand::shuffle(&mut hosts);
+    }
 
     Ok(Target {
         hosts,
         user,
-        password,
         database,
-        ssl_mode: match text("sslmode").as_deref() {
-            Some("disable") => SslMode::Disable,
-            Some("require") => SslMode::Require,
-            // `check` lets nothing else through.
-            _ => SslMode::Prefer,
-        },
+        encryption: encryption::resolve(&settings, surroundings)?,
+        login: login::resolve(&settings)?,
+        tcp: tcp::resolve(&settings)?,
         options: text("options"),
-        application_name: text("application_name").unwrap_or_else(|| "postrider".to_owned()),
+        application_name: text("application_name")
+            .or_else(|| text("fallback_application_name"))
+            .unwrap_or_else(|| "postrider".to_owned()),
         connect_timeout: connect_timeout(settings.get("connect_timeout"))?,
         session_attrs: match text("target_session_attrs").as_deref() {
             Some("any") => SessionAttrs::Any,
+            Some("primary") => SessionAttrs::Primary,
             _ => SessionAttrs::ReadWrite,
         },
     })
 }
 
 fn connect_timeout(value: Option<&Value>) -> Result<Duration, TargetError> {
-    let Some(value) = value else {
-        return Ok(CONNECT_TIMEOUT);
-    };
-    match value.text.trim().parse::<i32>() {
-        Ok(seconds) => Ok(match u64::try_from(seconds) {
-            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
-            _ => CONNECT_TIMEOUT,
-        }),
-        Err(_) => Err(TargetError::Invalid {
-            part: value.part,
-            problem: "must be a whole number of seconds".to_owned(),
-        }),
-    }
+    let seconds = value.map(Value::seconds).transpose()?;
+    Ok(seconds.flatten().unwrap_or(CONNECT_TIMEOUT))
 }
 
 fn did_you_mean(suggestion: Option<&str>) -> String {
@@ -227,11 +241,11 @@ fn did_you_mean(suggestion: Option<&str>) -> String {
 }
 
 impl Host {
-    /// The name to present in TLS.
+    /// The name that its certificate must be for.
     pub fn name(&self) -> &str {
-        match &self.address {
-            Address::Tcp(name) => name,
-            Address::Unix(_) => "localhost",
+        match (&self.name, &self.address) {
+            (Some(name), _) | (None, Address::Tcp(name)) => name,
+            (None, Address::Unix(_)) => "localhost",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: a parameter is ignored only when ignoring it cannot weaken security.
 
 use super::TargetError;
+use std::time::Duration;
 
 struct Parameter {
     name: &'static str,
@@ -22,14 +23,14 @@ enum Rule {
 }
 use Rule::{Ignored, Unsupported, Used, Word};
 
-const CERTIFICATES: &str = "the server's certificate is not verified and no client certificate is \
-                            sent; sslmode=require encrypts without them";
-const SERVICE: &str = "put the service's settings into the connection string or the PG* variables";
-const OAUTH: &str = "log in with a password or without one";
+const OAUTH: &str = "log in with a password, a certificate, or without either";
 
 const fn parameter(name: &'static str, variable: &'static str, rule: Rule) -> Parameter {
     Parameter { name, variable: if variable.is_empty() { None } else { Some(variable) }, rule }
 }
+
+const TLS_VERSIONS: Rule =
+    Word { accepted: &["", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"], unsupported: &[], remedy: "" };
 
 #[rustfmt::skip]
 static PARAMETERS: &[Parameter] = &[
@@ -38,33 +39,58 @@ static PARAMETERS: &[Parameter] = &[
     parameter("port", "PGPORT", Used),
     parameter("user", "PGUSER", Used),
     parameter("password", "PGPASSWORD", Used),
+    parameter("passfile", "PGPASSFILE", Used),
     parameter("dbname", "PGDATABASE", Used),
     parameter("options", "PGOPTIONS", Used),
     parameter("application_name", "PGAPPNAME", Used),
+    parameter("fallback_application_name", "", Used),
+    parameter("service", "PGSERVICE", Used),
+    parameter("servicefile", "PGSERVICEFILE", Used),
     parameter("connect_timeout", "PGCONNECT_TIMEOUT", Used),
-    parameter("sslmode", "PGSSLMODE", Word {
-        accepted: &["disable", "prefer", "require"],
-        unsupported: &["allow", "verify-ca", "verify-full"],
-        remedy: "use disable, prefer or require (which encrypts but does not verify the server's certificate)",
-    }),
+    parameter("keepalives", "", Used),
+    parameter("keepalives_idle", "", Used),
+    parameter("keepalives_interval", "", Used),
+    parameter("keepalives_count", "", Used),
+    parameter("tcp_user_timeout", "", Used),
     parameter("target_session_attrs", "PGTARGETSESSIONATTRS", Word {
-        accepted: &["any", "read-write"],
-        unsupported: &["read-only", "primary", "standby", "prefer-standby"],
-        remedy: "use read-write or any",
+        accepted: &["any", "read-write", "primary"],
+        unsupported: &["read-only", "standby", "prefer-standby"],
+        remedy: "the relay writes its row: use read-write, primary or any",
+    }),
+    parameter("load_balance_hosts", "PGLOADBALANCEHOSTS", Word {
+        accepted: &["disable", "random"], unsupported: &[], remedy: "",
     }),
 
-    parameter("sslrootcert", "PGSSLROOTCERT", Unsupported(CERTIFICATES)),
-    parameter("sslcert", "PGSSLCERT", Unsupported(CERTIFICATES)),
-    parameter("sslkey", "PGSSLKEY", Unsupported(CERTIFICATES)),
-    parameter("sslpassword", "", Unsupported(CERTIFICATES)),
-    parameter("sslcrl", "PGSSLCRL", Unsupported(CERTIFICATES)),
-    parameter("sslcrldir", "PGSSLCRLDIR", Unsupported(CERTIFICATES)),
+    parameter("sslmode", "PGSSLMODE", Word {
+        accepted: &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"],
+        unsupported: &[],
+        remedy: "",
+    }),
+    parameter("sslnegotiation", "PGSSLNEGOTIATION", Word {
+        accepted: &["postgres", "direct"], unsupported: &[], remedy: "",
+    }),
+    parameter("sslrootcert", "PGSSLROOTCERT", Used),
+    parameter("sslcert", "PGSSLCERT", Used),
+    parameter("sslkey", "PGSSLKEY", Used),
+    parameter("sslcertmode", "PGSSLCERTMODE", Word {
+        accepted: &["disable", "allow"], unsupported: &["require"], remedy: "ask for the certificate in the server's pg_hba.conf: clientcert=verify-full",
+    }),
+    parameter("sslsni", "PGSSLSNI", Word { accepted: &["0", "1"], unsupported: &[], remedy: "" }),
+    parameter("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", TLS_VERSIONS),
+    parameter("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", TLS_VERSIONS),
+    parameter("sslpassword", "", Unsupported("decrypt the key: openssl pkey -in encrypted.key -out client.key; chmod 600 client.key")),
+    parameter("sslcrl", "PGSSLCRL", Unsupported("issue server certificates for a short time instead")),
+    parameter("sslcrldir", "PGSSLCRLDIR", Unsupported("issue server certificates for a short time instead")),
     parameter("sslkeylogfile", "", Unsupported("leave it out")),
-    parameter("passfile", "", Unsupported("set PGPASSFILE")),
-    parameter("service", "PGSERVICE", Unsupported(SERVICE)),
-    parameter("servicefile", "", Unsupported(SERVICE)),
-    parameter("require_auth", "PGREQUIREAUTH", Unsupported("the server alone chooses how to log in; set it in pg_hba.conf")),
+
+    parameter("channel_binding", "PGCHANNELBINDING", Word {
+        accepted: &["disable", "prefer", "require"], unsupported: &[], remedy: "",
+    }),
+    parameter("require_auth", "PGREQUIREAUTH", Used),
     parameter("requirepeer", "PGREQUIREPEER", Unsupported("protect the socket by its directory's permissions")),
+    parameter("gssencmode", "PGGSSENCMODE", Word {
+        accepted: &["disable", "prefer"], unsupported: &["require"], remedy: "use disable, and sslmode=verify-full to encrypt",
+    }),
     parameter("scram_client_key", "", Unsupported("use a password")),
     parameter("scram_server_key", "", Unsupported("use a password")),
     parameter("oauth_issuer", "", Unsupported(OAUTH)),
@@ -73,49 +99,19 @@ static PARAMETERS: &[Parameter] = &[
     parameter("oauth_scope", "", Unsupported(OAUTH)),
     parameter("replication", "", Unsupported("postrider opens its replication connection itself; leave it out")),
 
-    parameter("channel_binding", "PGCHANNELBINDING", Word {
-        accepted: &["prefer", "disable"], unsupported: &["require"], remedy: "use prefer or disable",
-    }),
-    parameter("gssencmode", "PGGSSENCMODE", Word {
-        accepted: &["disable", "prefer"], unsupported: &["require"], remedy: "use disable, and sslmode=require to encrypt",
-    }),
-    parameter("sslnegotiation", "PGSSLNEGOTIATION", Word {
-        accepted: &["postgres"], unsupported: &["direct"], remedy: "use postgres",
-    }),
-    parameter("sslcertmode", "PGSSLCERTMODE", Word {
-        accepted: &["disable", "allow"], unsupported: &["require"], remedy: CERTIFICATES,
-    }),
-    parameter("sslsni", "PGSSLSNI", Word {
-        accepted: &["1"], unsupported: &["0"], remedy: "the server's name is sent when TLS is used",
-    }),
-    parameter("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", Word {
-        accepted: &["", "TLSv1", "TLSv1.1", "TLSv1.2"], unsupported: &["TLSv1.3"], remedy: "TLS 1.2 or later is used, as the server chooses",
-    }),
-    parameter("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", Word {
-        accepted: &["", "TLSv1.3"], unsupported: &["TLSv1", "TLSv1.1", "TLSv1.2"], remedy: "TLS 1.2 or later is used, as the server chooses",
-    }),
     parameter("min_protocol_version", "PGMINPROTOCOLVERSION", Word {
         accepted: &["", "3.0"], unsupported: &["3.2", "latest"], remedy: "protocol 3.0 is used",
-    }),
-    parameter("load_balance_hosts", "PGLOADBALANCEHOSTS", Word {
-        accepted: &["disable"], unsupported: &["random"], remedy: "hosts are tried in the order given",
     }),
     parameter("client_encoding", "", Word {
         accepted: &["UTF8", "utf8", "UTF-8", "utf-8", "auto"], unsupported: &[], remedy: "",
     }),
 
-    parameter("fallback_application_name", "", Ignored),
-    parameter("keepalives", "", Ignored),
-    parameter("keepalives_idle", "", Ignored),
-    parameter("keepalives_interval", "", Ignored),
-    parameter("keepalives_count", "", Ignored),
-    parameter("tcp_user_timeout", "", Ignored),
     parameter("sslcompression", "", Ignored),
-    parameter("max_protocol_version", "", Ignored),
+    parameter("max_protocol_version", "PGMAXPROTOCOLVERSION", Ignored),
     // GSSAPI is never used, so how it would be used does not matter.
-    parameter("krbsrvname", "", Ignored),
-    parameter("gsslib", "", Ignored),
-    parameter("gssdelegation", "", Ignored),
+    parameter("krbsrvname", "PGKRBSRVNAME", Ignored),
+    parameter("gsslib", "PGGSSLIB", Ignored),
+    parameter("gssdelegation", "PGGSSDELEGATION", Ignored),
 ];
 
 /// What other drivers call them.
@@ -143,6 +139,20 @@ pub(super) struct Value {
 }
 
 impl Value {
+    /// A number; libpq allows blanks around it.
+    pub(super) fn number(&self) -> Result<i32, TargetError> {
+        self.text.trim().parse().map_err(|_| TargetError::Invalid {
+            part: self.part,
+            problem: "must be a whole number".to_owned(),
+        })
+    }
+
+    /// Whole seconds; none when they are not more than zero, which stands for the default.
+    pub(super) fn seconds(&self) -> Result<Option<Duration>, TargetError> {
+        let seconds = u64::try_from(self.number()?).ok().filter(|seconds| *seconds > 0);
+        Ok(seconds.map(Duration::from_secs))
+    }
+
     /// The entries of a comma-separated list.
     pub(super) fn list(&self) -> Vec<&str> {
         self.text.split(',').collect()
@@ -166,21 +176,30 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes from the environment what the connection string left out.
-    pub(super) fn fill(&mut self, env: &dyn Fn(&str) -> Option<String>) {
-        let has = |name: &str| self.given.iter().any(|(given, _)| given.name == name);
-        let names_host = has("host") || has("hostaddr");
+    /// Sets what a service's definition gives and the connection string left out; whether the
+    /// parameter is known.
+    pub(super) fn offer(&mut self, name: &str, text: &str) -> bool {
+        let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == name) else {
+            return false;
+        };
+        if !self.has(name) {
+            self.given.push((parameter, Value { part: parameter.name, text: text.to_owned() }));
+        }
+        true
+    }
+
+    /// Takes from the environment what was left out until now.
+    pub(super) fn fill(&mut self, variable: &dyn Fn(&str) -> Option<String>) {
         for parameter in PARAMETERS {
-            let (name, Some(variable)) = (parameter.name, parameter.variable) else { continue };
-            if (names_host && matches!(name, "host" | "hostaddr"))
-                || self.given.iter().any(|(given, _)| given.name == name)
-            {
-                continue;
-            }
-            if let Some(text) = env(variable).filter(|text| !text.is_empty()) {
-                self.given.push((parameter, Value { part: variable, text }));
+            let Some(name) = parameter.variable.filter(|_| !self.has(parameter.name)) else { continue };
+            if let Some(text) = variable(name) {
+                self.given.push((parameter, Value { part: name, text }));
             }
         }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.given.iter().any(|(given, _)| given.name == name)
     }
 
     /// Refuses what this version would have to ignore and must not.

@@ -4,44 +4,31 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tracing::warn;
 
-use super::{Host, Secret, TargetError};
+use super::{Address, Host, Secret};
 
 /// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// `PGPASSFILE`, else `~/.pgpass`.
-pub(super) fn path(variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    variable("PGPASSFILE")
-        .map(PathBuf::from)
-        .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".pgpass")))
-}
-
-/// The password of these hosts, known to the file as `names`. A target has one password, so that
-/// no host is ever sent the password of another.
-pub(super) fn password(
+/// Gives each host the password that the file has for it.
+pub(super) fn fill(
     path: &Path,
-    hosts: &[Host],
-    names: &[String],
+    hosts: &mut [Host],
+    socket_directories: &[&Path],
     database: &str,
     user: &str,
-) -> Result<Option<Secret>, TargetError> {
-    let Some(text) = read(path) else {
-        return Ok(None);
-    };
-    let mut found = hosts
-        .iter()
-        .zip(names)
-        .map(|(host, name)| (host, lookup(&text, [name, &host.port.to_string(), database, user])));
-    let Some((_, first)) = found.next() else {
-        return Ok(None);
-    };
-    match found.find(|(_, password)| *password != first) {
-        Some((host, _)) => Err(TargetError::PasswordsDiffer(host.to_string())),
-        None => Ok(first.map(Secret)),
+) {
+    let Some(text) = read(path) else { return };
+    for host in hosts {
+        let name = match &host.address {
+            Address::Unix(path) if socket_directories.contains(&path.as_path()) => "localhost".to_owned(),
+            Address::Unix(path) => path.display().to_string(),
+            Address::Tcp(_) => host.name().to_owned(),
+        };
+        host.password = lookup(&text, [&name, &host.port.to_string(), database, user]).map(Secret);
     }
 }
 

@@ -8,13 +8,42 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Resolves with these variables only, and finds no socket.
+/// Resolves with these variables only, for the account `postgres`, and finds no socket.
 fn with(url: &str, variables: &[(&str, &str)]) -> Result<Target, TargetError> {
+    in_folders(url, variables, &[])
+}
+
+fn in_folders(url: &str, variables: &[(&str, &str)], folders: &[&Path]) -> Result<Target, TargetError> {
     let env = |name: &str| {
         variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| (*value).to_owned())
     };
-    resolve(Some(url), &env, &[])
+    let account = Account { name: Some("postgres".to_owned()), home: None };
+    resolve(Some(url), &Surroundings { env: &env, account, socket_directories: folders })
 }
+
+fn tcp(name: &str, port: u16) -> Host {
+    Host { address: Address::Tcp(name.into()), port, name: None, password: None }
+}
+
+fn encryption(mode: SslMode) -> Encryption {
+    Encryption {
+        mode,
+        roots: Roots::File(PathBuf::new()),
+        identity: None,
+        direct: false,
+        server_name: true,
+        versions: Versions { tls12: true, tls13: true },
+    }
+}
+
+const LOGIN: Login = Login { channel_binding: ChannelBinding::Prefer, methods: None, cleartext: false };
+const TCP: Tcp = Tcp {
+    keepalives: true,
+    keepalives_idle: None,
+    keepalives_interval: None,
+    keepalives_count: None,
+    user_timeout: None,
+};
 
 fn target(url: &str) -> Target {
     with(url, &[]).unwrap()
@@ -29,7 +58,7 @@ fn shown(url: &str) -> String {
 }
 
 fn password(target: &Target) -> Option<&str> {
-    target.password.as_ref().map(Secret::expose)
+    target.hosts.first()?.password.as_ref().map(Secret::expose)
 }
 
 /// A password file with these permissions, and the directory that holds it.
@@ -51,11 +80,12 @@ fn from_pgpass(text: &str, url: &str) -> Option<String> {
 #[test]
 fn a_full_url_gives_every_part() {
     let expected = Target {
-        hosts: vec![Host { address: Address::Tcp("db.example".into()), port: 5433 }],
+        hosts: vec![Host { password: Some(Secret::new("s3cret")), ..tcp("db.example", 5433) }],
         user: "app".into(),
-        password: Some(Secret::new("s3cret")),
         database: "shop".into(),
-        ssl_mode: SslMode::Require,
+        encryption: encryption(SslMode::Require),
+        login: LOGIN,
+        tcp: TCP,
         options: Some("-c geqo=off".into()),
         application_name: "relay".into(),
         connect_timeout: Duration::from_secs(3),
@@ -72,11 +102,12 @@ fn a_full_url_gives_every_part() {
 #[test]
 fn an_empty_string_gives_the_defaults_of_libpq_and_ours() {
     let expected = Target {
-        hosts: vec![Host { address: Address::Tcp("localhost".into()), port: 5432 }],
+        hosts: vec![tcp("localhost", 5432)],
         user: "postgres".into(),
-        password: None,
         database: "postgres".into(),
-        ssl_mode: SslMode::Prefer,
+        encryption: encryption(SslMode::Prefer),
+        login: LOGIN,
+        tcp: TCP,
         options: None,
         application_name: "postrider".into(),
         connect_timeout: Duration::from_secs(10),
@@ -84,7 +115,6 @@ fn an_empty_string_gives_the_defaults_of_libpq_and_ours() {
     };
     assert_eq!(target(""), expected);
     assert_eq!(target("postgres://"), expected);
-    assert_eq!(resolve(None, &|_| None, &[]).unwrap(), expected);
 }
 
 #[test]
@@ -137,20 +167,121 @@ fn a_password_is_decoded() {
     ] {
         assert_eq!(password(&target(url)), Some(expected), "{url}");
     }
-    assert_eq!(target("postgres://u:@h/d").password, None);
+    assert_eq!(password(&target("postgres://u:@h/d")), None);
 }
 
 #[test]
 fn each_supported_word_is_read() {
-    for (word, expected) in
-        [("disable", SslMode::Disable), ("prefer", SslMode::Prefer), ("require", SslMode::Require)]
-    {
-        assert_eq!(target(&format!("postgres://h/d?sslmode={word}")).ssl_mode, expected);
+    for mode in [
+        SslMode::Disable,
+        SslMode::Allow,
+        SslMode::Prefer,
+        SslMode::Require,
+        SslMode::VerifyCa,
+        SslMode::VerifyFull,
+    ] {
+        let url = format!("postgres://h/d?sslmode={}", mode.name());
+        assert_eq!(target(&url).encryption.mode, mode);
     }
-    assert_eq!(target("postgres://h/d?ssl=true").ssl_mode, SslMode::Require);
-    for (word, expected) in [("any", SessionAttrs::Any), ("read-write", SessionAttrs::ReadWrite)] {
+    assert_eq!(target("postgres://h/d?ssl=true").encryption.mode, SslMode::Require);
+    for (word, expected) in [
+        ("any", SessionAttrs::Any),
+        ("read-write", SessionAttrs::ReadWrite),
+        ("primary", SessionAttrs::Primary),
+    ] {
         assert_eq!(target(&format!("target_session_attrs={word}")).session_attrs, expected);
     }
+    for (word, expected) in [
+        ("disable", ChannelBinding::Disable),
+        ("prefer", ChannelBinding::Prefer),
+        ("require", ChannelBinding::Require),
+    ] {
+        assert_eq!(target(&format!("channel_binding={word}")).login.channel_binding, expected);
+    }
+}
+
+#[test]
+fn files_for_tls_are_named_or_lie_at_home() {
+    let home = [("HOME", "/home/ann")];
+    let at_home = with("host=h", &home).unwrap().encryption;
+    assert_eq!(at_home.roots, Roots::File("/home/ann/.postgresql/root.crt".into()));
+    let identity = at_home.identity.unwrap();
+    assert_eq!(identity.certificate, Path::new("/home/ann/.postgresql/postgresql.crt"));
+    assert_eq!(identity.key, Path::new("/home/ann/.postgresql/postgresql.key"));
+
+    let named = with("host=h sslrootcert=/r sslcert=/c sslkey=/k", &home).unwrap().encryption;
+    assert_eq!(named.roots, Roots::File("/r".into()));
+    assert_eq!(named.identity, Some(Identity { certificate: "/c".into(), key: "/k".into() }));
+    assert_eq!(with("host=h sslcertmode=disable", &home).unwrap().encryption.identity, None);
+}
+
+#[test]
+fn the_systems_roots_ask_for_the_strongest_mode() {
+    let system = target("host=h sslrootcert=system").encryption;
+    assert_eq!((system.mode, system.roots), (SslMode::VerifyFull, Roots::System));
+    let message = error("host=h sslrootcert=system sslmode=verify-ca");
+    assert!(message.starts_with("sslmode is too weak with sslrootcert=system"), "{message}");
+}
+
+#[test]
+fn direct_negotiation_asks_for_a_mode_that_encrypts() {
+    assert!(target("host=h sslnegotiation=direct sslmode=require").encryption.direct);
+    let message = error("host=h sslnegotiation=direct");
+    assert_eq!(
+        message,
+        "sslmode is too weak with sslnegotiation=direct (use require, verify-ca or verify-full)"
+    );
+}
+
+#[test]
+fn versions_of_tls_are_bounded_on_both_sides() {
+    let versions = |url: &str| target(url).encryption.versions;
+    assert_eq!(versions("ssl_min_protocol_version=TLSv1"), Versions { tls12: true, tls13: true });
+    assert_eq!(versions("ssl_min_protocol_version=TLSv1.3"), Versions { tls12: false, tls13: true });
+    assert_eq!(versions("ssl_max_protocol_version=TLSv1.2"), Versions { tls12: true, tls13: false });
+    for url in [
+        "ssl_max_protocol_version=TLSv1.1",
+        "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+    ] {
+        assert!(error(url).contains("leaves no version"), "{url}");
+    }
+}
+
+#[test]
+fn require_auth_is_a_list_of_methods_or_of_those_left_out() {
+    let login = |methods: &str| target(&format!("host=h require_auth={methods}")).login;
+    assert_eq!(login("scram-sha-256,none").methods, Some(vec![Method::ScramSha256, Method::None]));
+    let without = login("!password,!md5");
+    assert!(!without.permits(Method::Password) && !without.permits(Method::Md5));
+    assert!(without.permits(Method::ScramSha256) && !without.cleartext);
+    assert!(login("password").cleartext);
+    assert!(error("require_auth=md5,!password").contains("mixes methods"));
+    assert!(error("require_auth=magic").starts_with("require_auth must be a list of: password, md5"));
+}
+
+#[test]
+fn keepalives_and_timeouts_of_tcp_are_in_the_units_of_libpq() {
+    let url = "keepalives=0 keepalives_idle=5 keepalives_interval=6 keepalives_count=7 tcp_user_timeout=1500";
+    let expected = Tcp {
+        keepalives: false,
+        keepalives_idle: Some(Duration::from_secs(5)),
+        keepalives_interval: Some(Duration::from_secs(6)),
+        keepalives_count: Some(7),
+        user_timeout: Some(Duration::from_millis(1500)),
+    };
+    assert_eq!(target(url).tcp, expected);
+    assert_eq!(target("keepalives_idle=0 tcp_user_timeout=0 keepalives_count=-1").tcp, TCP);
+    assert_eq!(error("keepalives_idle=5s"), "keepalives_idle must be a whole number");
+}
+
+#[test]
+fn hosts_can_be_tried_in_any_order() {
+    let hosts = |url: &str| {
+        let mut hosts: Vec<_> = target(url).hosts.iter().map(ToString::to_string).collect();
+        hosts.sort();
+        hosts
+    };
+    assert_eq!(hosts("host=a,b load_balance_hosts=random"), hosts("host=a,b"));
 }
 
 #[test]
@@ -159,25 +290,22 @@ fn a_connect_timeout_of_zero_or_less_is_the_default() {
         let timeout = target(&format!("connect_timeout='{seconds}'")).connect_timeout;
         assert_eq!(timeout, Duration::from_secs(expected), "{seconds}");
     }
-    assert_eq!(error("connect_timeout=10s"), "connect_timeout must be a whole number of seconds");
+    assert_eq!(error("connect_timeout=10s"), "connect_timeout must be a whole number");
 }
 
 #[test]
 fn what_makes_no_difference_is_accepted() {
     for parameter in [
-        "keepalives=0",
-        "keepalives_idle=5",
-        "keepalives_interval=5",
-        "keepalives_count=3",
-        "tcp_user_timeout=1000",
-        "fallback_application_name=x",
+        "keepalives=1",
+        "fallback_application_name=postrider",
+        "load_balance_hosts=disable",
+        "sslsni=1",
         "gssencmode=disable",
         "gssencmode=prefer",
         "sslcompression=0",
         "client_encoding=UTF8",
         "client_encoding=auto",
         "channel_binding=prefer",
-        "channel_binding=disable",
         "sslnegotiation=postgres",
         "sslrootcert=",
     ] {
@@ -189,22 +317,13 @@ fn what_makes_no_difference_is_accepted() {
 #[test]
 fn what_would_be_weaker_than_asked_for_is_refused() {
     for parameter in [
-        "sslmode=allow",
-        "sslmode=verify-ca",
-        "sslmode=verify-full",
-        "sslrootcert=system",
-        "sslcert=c.pem",
-        "sslkey=k.pem",
         "sslcrl=r.pem",
-        "passfile=/f",
-        "service=s",
-        "channel_binding=require",
+        "sslpassword=x",
+        "sslcertmode=require",
         "gssencmode=require",
-        "require_auth=scram-sha-256",
-        "sslnegotiation=direct",
-        "target_session_attrs=primary",
+        "target_session_attrs=standby",
         "target_session_attrs=prefer-standby",
-        "ssl_min_protocol_version=TLSv1.3",
+        "min_protocol_version=3.2",
         "requirepeer=postgres",
         "replication=database",
     ] {
@@ -218,12 +337,10 @@ fn what_would_be_weaker_than_asked_for_is_refused() {
 #[test]
 fn a_variable_is_refused_like_its_parameter() {
     for (variable, value) in [
-        ("PGSSLROOTCERT", "/root.crt"),
-        ("PGSSLCERT", "/c.pem"),
-        ("PGSERVICE", "s"),
-        ("PGSSLMODE", "verify-full"),
-        ("PGCHANNELBINDING", "require"),
-        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGSSLCRL", "/r.pem"),
+        ("PGSSLCERTMODE", "require"),
+        ("PGREQUIREPEER", "postgres"),
+        ("PGGSSENCMODE", "require"),
         ("PGTARGETSESSIONATTRS", "standby"),
     ] {
         let message = with("postgres://u@h/d", &[(variable, value)]).unwrap_err().to_string();
@@ -235,9 +352,9 @@ fn a_variable_is_refused_like_its_parameter() {
 #[test]
 fn a_refusal_says_what_is_possible() {
     assert_eq!(
-        error("postgres://u@h/d?sslmode=verify-full"),
-        "sslmode=verify-full is not supported by this version of postrider: use disable, prefer or require \
-         (which encrypts but does not verify the server's certificate)"
+        error("postgres://u@h/d?target_session_attrs=standby"),
+        "target_session_attrs=standby is not supported by this version of postrider: the relay writes its row: \
+         use read-write, primary or any"
     );
 }
 
@@ -255,8 +372,8 @@ fn an_error_names_the_part_that_is_wrong() {
         ("postgres://u:%f@h/d", "password has a % without two hexadecimal digits"),
         ("postgres://u@h/%ff", "dbname is not UTF-8"),
         ("postgres://u%00@h/d", "user contains a zero byte"),
-        ("postgres://u@h/d?sslmode=on", "sslmode must be one of: disable, prefer, require"),
-        ("postgres://u@h/d?sslmode=", "sslmode must be one of: disable, prefer, require"),
+        ("postgres://u@h/d?sslmode=on", "sslmode must be one of: disable, allow, prefer, require"),
+        ("postgres://u@h/d?sslmode=", "sslmode must be one of: disable, allow, prefer, require"),
         ("postgres://u@h/d?client_encoding=LATIN1", "client_encoding must be one of: UTF8"),
         ("postgres://u@h/d?sslmode", "connection string: a parameter after ? has no ="),
         ("postgres://u@h1:1,h2:2/d?port=1,2,3", "port has 3 entries but host has 2"),
@@ -340,7 +457,7 @@ fn the_environment_fills_what_the_string_leaves_out() {
     let filled = with("", &variables).unwrap();
     assert_eq!(filled.to_string(), "envuser@envhost:7/envdb");
     assert_eq!(password(&filled), Some("envpassword"));
-    assert_eq!(filled.ssl_mode, SslMode::Disable);
+    assert_eq!(filled.encryption.mode, SslMode::Disable);
     assert_eq!(filled.options.as_deref(), Some("-c geqo=off"));
     assert_eq!(filled.application_name, "envapp");
     assert_eq!(filled.connect_timeout, Duration::from_secs(4));
@@ -349,7 +466,7 @@ fn the_environment_fills_what_the_string_leaves_out() {
     let given = with("postgres://u:p@h:8/d?sslmode=require", &variables).unwrap();
     assert_eq!(given.to_string(), "u@h:8/d");
     assert_eq!(password(&given), Some("p"));
-    assert_eq!(given.ssl_mode, SslMode::Require);
+    assert_eq!(given.encryption.mode, SslMode::Require);
 }
 
 #[test]
@@ -367,18 +484,73 @@ fn an_error_in_a_variable_names_the_variable() {
 }
 
 #[test]
-fn the_environment_never_redirects_a_url_that_names_a_host() {
+fn a_variable_for_the_address_or_the_host_is_added_to_the_other() {
     let variables = [("PGHOSTADDR", "10.0.0.9"), ("PGHOST", "elsewhere")];
-    assert_eq!(with("postgres://u@h/d", &variables).unwrap().to_string(), "u@h:5432/d");
-    assert_eq!(with("hostaddr=::1 user=u", &variables).unwrap().to_string(), "u@[::1]:5432/u");
-    assert_eq!(with("user=u", &variables).unwrap().to_string(), "u@10.0.0.9:5432/u");
+    let host = |url: &str| with(url, &variables).unwrap().hosts.remove(0);
+    for (url, name) in [("postgres://u@h/d", "h"), ("user=u", "elsewhere")] {
+        assert_eq!((host(url).to_string().as_str(), host(url).name()), ("10.0.0.9:5432", name), "{url}");
+    }
+    assert_eq!(host("hostaddr=::1 user=u").to_string(), "[::1]:5432");
+    assert_eq!(host("host=a hostaddr=::1 user=u").to_string(), "[::1]:5432");
 }
 
 #[test]
 fn the_user_defaults_to_the_account_and_the_database_to_the_user() {
-    let both = [("USER", "ann"), ("LOGNAME", "bob")];
-    assert_eq!(with("host=h", &both).unwrap().to_string(), "ann@h:5432/ann");
-    assert_eq!(with("host=h", &[("LOGNAME", "bob")]).unwrap().to_string(), "bob@h:5432/bob");
+    let variables = [("USER", "ann"), ("LOGNAME", "bob")];
+    assert_eq!(with("host=h", &variables).unwrap().to_string(), "postgres@h:5432/postgres");
+    let env = |name: &str| (name == "LOGNAME").then(|| "bob".to_owned());
+    let unknown = Surroundings { env: &env, account: Account::default(), socket_directories: &[] };
+    assert_eq!(resolve(Some("host=h"), &unknown).unwrap().to_string(), "bob@h:5432/bob");
+}
+
+#[test]
+fn a_service_goes_behind_the_string_and_before_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services");
+    std::fs::write(
+        &file,
+        "# all of ours\n[other]\nhost=no\n\n [shop]\nhost=db\nport=7\nuser=app\npassword=a b=c\n[next]\nport=9\n",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let variables = [("PGSERVICEFILE", file), ("PGSERVICE", "shop"), ("PGPORT", "8"), ("PGDATABASE", "d")];
+    let target = with("user=me", &variables).unwrap();
+    assert_eq!((target.to_string().as_str(), password(&target)), ("me@db:7/d", Some("a b=c")));
+    let named = format!("service=shop servicefile={file}");
+    assert_eq!(with(&named, &[]).unwrap().to_string(), "app@db:7/app");
+
+    let message = with("service=nix", &variables).unwrap_err().to_string();
+    assert!(message.starts_with("service `nix` is defined neither in"), "{message}");
+    let message = with("service=shop servicefile=/nowhere", &[]).unwrap_err().to_string();
+    assert_eq!(message, "service file /nowhere does not exist");
+}
+
+#[test]
+fn a_service_lies_at_home_or_in_the_systems_folder() {
+    let (home, system) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(home.path().join(".pg_service.conf"), "[mine]\nhost=home\n").unwrap();
+    std::fs::write(system.path().join("pg_service.conf"), "[mine]\nhost=no\n[ours]\nhost=system\n").unwrap();
+    let folders =
+        [("HOME", home.path().to_str().unwrap()), ("PGSYSCONFDIR", system.path().to_str().unwrap())];
+    for (service, expected) in [("mine", "home:5432"), ("ours", "system:5432")] {
+        let target = with(&format!("service={service}"), &folders).unwrap();
+        assert_eq!(target.hosts.first().unwrap().to_string(), expected);
+    }
+}
+
+#[test]
+fn a_service_that_is_not_well_formed_is_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services");
+    for (text, problem) in [
+        ("[s]\nhost", "line 2: is not `parameter=value`"),
+        ("[s]\n\nhots=h", "line 3: libpq has no such parameter"),
+        ("[s]\nservice=t", "line 2: a service cannot name another"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let url = format!("service=s servicefile={}", file.display());
+        assert!(error(&url).ends_with(problem), "{}", error(&url));
+    }
 }
 
 #[test]
@@ -386,8 +558,7 @@ fn the_default_host_is_the_first_directory_with_the_socket_of_the_port() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(second.path().join(".s.PGSQL.7"), "").unwrap();
     let directories = [first.path(), second.path()];
-    let address =
-        |url| resolve(Some(url), &|_| None, &directories).unwrap().hosts.first().unwrap().address.clone();
+    let address = |url| in_folders(url, &[], &directories).unwrap().hosts.remove(0).address;
     assert_eq!(address("port=7"), Address::Unix(second.path().into()));
     assert_eq!(address("port=8"), Address::Tcp("localhost".into()));
     std::fs::write(first.path().join(".s.PGSQL.7"), "").unwrap();
@@ -422,11 +593,12 @@ fn a_password_file_can_escape_colons_and_backslashes() {
 #[test]
 fn a_default_socket_is_localhost_to_a_password_file() {
     let (directory, path) = pgpass("localhost:5432:u:u:local\n/run/x:5432:u:u:socket", 0o600);
-    let env = |name: &str| (name == "PGPASSFILE").then(|| path.clone());
+    let variables = [("PGPASSFILE", path.as_str())];
     let default = [directory.path()];
     let url = format!("host={} user=u", directory.path().display());
-    assert_eq!(password(&resolve(Some(&url), &env, &default).unwrap()), Some("local"));
-    assert_eq!(password(&resolve(Some("host=/run/x user=u"), &env, &default).unwrap()), Some("socket"));
+    assert_eq!(password(&in_folders(&url, &variables, &default).unwrap()), Some("local"));
+    let other = in_folders("host=/run/x user=u", &variables, &default).unwrap();
+    assert_eq!(password(&other), Some("socket"));
 }
 
 #[test]
@@ -456,18 +628,18 @@ fn the_password_file_is_looked_for_at_home() {
     let (directory, _) = pgpass("*:*:*:*:p", 0o600);
     let home = directory.path().to_str().unwrap();
     assert_eq!(password(&with("host=h", &[("HOME", home)]).unwrap()), Some("p"));
-    assert_eq!(with("host=h", &[("HOME", home), ("PGPASSFILE", "/nowhere")]).unwrap().password, None);
+    assert_eq!(password(&with("host=h", &[("HOME", home), ("PGPASSFILE", "/nowhere")]).unwrap()), None);
 }
 
 #[test]
-fn no_host_is_sent_the_password_of_another() {
-    let url = "postgres://u@a,b/d";
-    assert_eq!(from_pgpass("*:*:*:*:p", url).as_deref(), Some("p"));
-    for text in ["a:*:*:*:p\nb:*:*:*:q", "a:*:*:*:p", "b:*:*:*:p"] {
-        let (_directory, path) = pgpass(text, 0o600);
-        let error = with(url, &[("PGPASSFILE", &path)]).unwrap_err();
-        assert_eq!(error, TargetError::PasswordsDiffer("b:5432".into()), "{text}");
-    }
+fn each_host_has_its_own_password_of_the_file() {
+    let (_directory, path) = pgpass("a:*:*:*:p\nb:*:*:*:q", 0o600);
+    let target = with("host=a,b,c passfile=/dev/null", &[("PGPASSFILE", &path)]).unwrap();
+    assert!(target.hosts.iter().all(|host| host.password.is_none()), "passfile goes before PGPASSFILE");
+    let target = with(&format!("host=a,b,c passfile={path}"), &[]).unwrap();
+    let passwords: Vec<_> =
+        target.hosts.iter().map(|host| host.password.as_ref().map(Secret::expose)).collect();
+    assert_eq!(passwords, [Some("p"), Some("q"), None]);
 }
 
 #[test]

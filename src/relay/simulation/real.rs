@@ -1,6 +1,7 @@
 //! The model of the stream beside a real nats-server: the same random history, the same answers.
 
 use super::jetstream::Model;
+use crate::config::Access;
 use crate::delivery::opening::Stored;
 use crate::demo::servers::{NatsServer, nats_program};
 use crate::nats::answer::{Answer, parse};
@@ -65,7 +66,7 @@ async fn compare(version: Option<&str>, size_first: bool) {
     let mut runner = TestRunner::deterministic();
     for history in 0..HISTORIES {
         let steps = prop::collection::vec(step(), 1..80).new_tree(&mut runner).unwrap().current();
-        let mut nats = connect::connect(&[server.url()]).await.unwrap();
+        let mut nats = connect::connect(&Access::at(&server.url())).await.unwrap();
         let name = format!("MODEL_{history}");
         let jetstream = async_nats::jetstream::new(nats.client.clone());
         let config = async_nats::jetstream::stream::Config {
@@ -104,7 +105,7 @@ async fn compare(version: Option<&str>, size_first: bool) {
                         server.kill();
                     }
                     server.start_again().await.unwrap();
-                    nats = connect::connect(&[server.url()]).await.unwrap();
+                    nats = connect::connect(&Access::at(&server.url())).await.unwrap();
                     stream = Stream::named(&nats, &name).await.unwrap();
                 }
             }

@@ -1,0 +1,394 @@
+//! The source.
+
+use super::Report;
+use crate::config::Config;
+use crate::delivery::checkpoint::{Checkpoint, Objects};
+use crate::error::{Code, Failure};
+use crate::outbox::{Mapping, Resolved};
+use crate::postgres::client::Sql;
+use crate::postgres::error::Error;
+use crate::postgres::preflight::{self as facts, Publication, Server, Service, Slot, System, Table};
+use crate::postgres::target::{Address, SslMode};
+use crate::relay::preflight;
+use crate::state::checkpoint;
+use bytesize::ByteSize;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use std::time::Duration;
+
+/// An idle slot of someone else is not worth a word below this.
+const ABANDONED_MIN: u64 = 1 << 30;
+
+/// What became known.
+pub(super) struct Base {
+    pub(super) sql: Sql,
+    pub(super) server: Server,
+    pub(super) resolved: Option<Resolved>,
+    pub(super) slot: Option<Slot>,
+    pub(super) row: Option<Checkpoint>,
+    pub(super) system: Option<System>,
+}
+
+/// Looks at everything in Postgres; none when it cannot even be asked.
+pub(super) async fn examine(config: &Config, old: Duration, report: &mut Report) -> Option<Base> {
+    let target = report.told(config.postgres.database.resolve())?;
+    let sql = report.told(Sql::connect_any(&target).await.map_err(Failure::from))?;
+    let server = report.told(facts::server(&sql).await.map_err(Failure::from))?;
+    encryption(&sql, report);
+    let unfit = preflight::fit_server(&server);
+    if unfit.is_empty() {
+        report.sound(format!("Postgres {} at {}, as {}", server.version, sql.host, server.role));
+    }
+    unfit.into_iter().for_each(|failure| report.error(failure));
+
+    let table = report.told(preflight::table(&sql, config).await);
+    let resolved = table.as_ref().and_then(|table| columns(config, table, report));
+    let objects = match &table {
+        Some(table) => publication(&sql, config, table, resolved.as_ref(), report).await,
+        None => None,
+    };
+    let row = own_tables(&sql, config, report).await;
+    let slot = slot(&sql, config, &server, report).await;
+    if let (Some(objects), Some(row)) = (objects, &row)
+        && objects != row.objects
+    {
+        report.error(preflight::changed(&config.postgres.publication, Some(objects), row.objects));
+    }
+    settings(&sql, config, &server, report).await;
+    held_back(&sql, old, report).await;
+    abandoned(&sql, config, report).await;
+    let system = walsender(&sql, report).await;
+    Some(Base { sql, server, resolved, slot, row, system })
+}
+
+fn encryption(sql: &Sql, report: &mut Report) {
+    let local = match &sql.host.address {
+        Address::Unix(_) => true,
+        Address::Tcp(name) => name == "localhost" || name.starts_with("127.") || name == "::1",
+    };
+    let mode = sql.target.encryption.mode;
+    if !local && mode < SslMode::VerifyCa {
+        report.advice(Failure::new(
+            Code::ServerUnproved,
+            format!("sslmode={} does not prove that {} is the server", mode.name(), sql.host),
+            "sslmode=verify-full, with sslrootcert=<the authority's file> or sslrootcert=system",
+        ));
+    }
+}
+
+fn columns(config: &Config, table: &Table, report: &mut Report) -> Option<Resolved> {
+    let mapping = report.told(Mapping::new(&config.outbox.settings(&config.nats)))?;
+    let resolved = report.told(preflight::columns(&mapping, table))?;
+    report.sound(format!(
+        "table {}, preset {}, subject {}",
+        config.outbox.table,
+        resolved.preset(),
+        resolved.subject()
+    ));
+    Some(resolved)
+}
+
+async fn publication(
+    sql: &Sql,
+    config: &Config,
+    table: &Table,
+    resolved: Option<&Resolved>,
+    report: &mut Report,
+) -> Option<Objects> {
+    let found = report.told(preflight::publication(sql, config, table).await)?;
+    let name = &config.postgres.publication;
+    let Publication { more, columns, row_filter, .. } = &found;
+    if *more {
+        report.advice(
+            Failure::new(
+                Code::PublishesMore,
+                format!("publication `{name}` also publishes updates, deletes or truncates, which are decoded for nothing"),
+                "publish inserts alone",
+            )
+            .sql(format!("ALTER PUBLICATION {} SET (publish = 'insert');", escape_identifier(name))),
+        );
+    }
+    if let Some(filter) = row_filter {
+        report.advice(Failure::new(
+            Code::PublishesMore,
+            format!("publication `{name}` sends only rows with {filter}"),
+            "none is needed where that is meant (sharding)",
+        ));
+    }
+    let missing: Vec<_> = resolved
+        .map(Resolved::column_names)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|column| columns.as_ref().is_some_and(|listed| !listed.contains(column)))
+        .collect();
+    if !missing.is_empty() {
+        report.error(
+            Failure::new(
+                Code::PublicationUnfit,
+                format!("publication `{name}` leaves out columns that are read: {}", missing.join(", ")),
+                "publish the whole row",
+            )
+            .sql(format!(
+                "ALTER PUBLICATION {} SET TABLE {};",
+                escape_identifier(name),
+                config.outbox.table
+            )),
+        );
+    }
+    report.sound(format!("publication {name}"));
+    Some(preflight::objects(&found, table))
+}
+
+/// Schema, privileges and checkpoint row.
+async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<Checkpoint> {
+    let schema = &config.postgres.schema;
+    let role = escape_identifier(&sql.target.user);
+    let may_use = "SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace n WHERE nspname = $1";
+    let may_use = sql.client.query_opt(may_use, &[schema]).await;
+    match report.told(may_use.map_err(|error| Error::from(error).into()))? {
+        None => {
+            let what = format!("schema {} does not exist", escape_identifier(schema));
+            report.error(Failure::new(Code::SchemaMissing, what, "").command("postrider init"));
+            return None;
+        }
+        Some(row) if !row.get::<_, bool>(0) => {
+            let schema = escape_identifier(schema);
+            let what = format!("the role may not use schema {schema}");
+            let failure =
+                Failure::new(Code::PostgresRefuses, what, "sql/privileges.sql lists all that run needs");
+            report.error(failure.sql(format!("GRANT USAGE ON SCHEMA {schema} TO {role};")));
+            return None;
+        }
+        Some(_) => {}
+    }
+    report.told(preflight::letters(sql, config).await);
+    report.told(preflight::checkpoints(sql, config).await)?;
+    let row = report.told(checkpoint::read(sql, schema, &config.postgres.slot).await.map_err(Into::into))?;
+    if row.is_none() {
+        let what = format!("slot `{}` has no checkpoint row", config.postgres.slot);
+        report.error(
+            Failure::new(
+                Code::CheckpointMissing,
+                what,
+                "new here: make it; postrider init says what is known",
+            )
+            .command("postrider init"),
+        );
+    }
+    row
+}
+
+async fn slot(sql: &Sql, config: &Config, server: &Server, report: &mut Report) -> Option<Slot> {
+    let name = &config.postgres.slot;
+    let known = facts::slot(sql, name).await.map_err(Failure::from);
+    let Some(slot) = report.told(known)? else {
+        report.error(preflight::missing_slot(name));
+        return None;
+    };
+    match preflight::fit_slot(name, &slot) {
+        Err(failure) => report.error(failure),
+        Ok(()) => {
+            let reader = slot
+                .active_pid
+                .map_or("no relay reads it".to_owned(), |pid| format!("read by walsender {pid}"));
+            report.sound(format!("slot {name}, {reader}"));
+        }
+    }
+    if let Some(status @ ("extended" | "unreserved")) = slot.wal_status.as_deref() {
+        let failure = Failure::new(
+            Code::OutageLosesSlot,
+            format!("slot `{name}` is `{status}`: it retains more WAL than it is meant to, and is lost next"),
+            "let the relay catch up (postrider status says why it does not), or give it more room",
+        );
+        let more = "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();";
+        let failure = failure.sql_where(server.service == Service::Own, more);
+        if status == "unreserved" { report.error(failure) } else { report.warning(failure) }
+    }
+    Some(slot)
+}
+
+/// Settings that end in an outage.
+async fn settings(sql: &Sql, config: &Config, server: &Server, report: &mut Report) {
+    let query = "SELECT current_setting('max_slot_wal_keep_size'), \
+        coalesce(current_setting('idle_replication_slot_timeout', true), '0'), \
+        current_setting('synchronous_standby_names'), \
+        (SELECT count(*) FROM pg_replication_slots), current_setting('max_replication_slots')::bigint, \
+        (SELECT count(*) FROM pg_stat_replication), current_setting('max_wal_senders')::bigint, \
+        (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), \
+        EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1), \
+        EXISTS (SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
+        WHERE s.slot_name = $1), \
+        (SELECT (to_jsonb(s)->>'failover')::bool FROM pg_replication_slots s WHERE slot_name = $1), \
+        EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical'), \
+        (SELECT spill_txns FROM pg_stat_replication_slots WHERE slot_name = $1), \
+        (SELECT datconnlimit FROM pg_database WHERE datname = current_database())";
+    let asked = sql.client.query_one(query, &[&config.postgres.slot]).await;
+    let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
+    let own = server.service == Service::Own;
+    let change = |code, what: String, setting: &str, value: &str, restarts: bool| {
+        let statement = format!("ALTER SYSTEM SET {setting} = '{value}'; SELECT pg_reload_conf();");
+        Failure::new(code, what, server.service.remedy(setting, value, restarts)).sql_where(own, statement)
+    };
+    if row.get::<_, &str>(0) == "-1" {
+        report.warning(change(
+            Code::OutageFillsDisk,
+            "max_slot_wal_keep_size is -1: while no relay reads the slot, WAL grows until the disk is full"
+                .to_owned(),
+            "max_slot_wal_keep_size",
+            "20GB",
+            false,
+        ));
+    }
+    let idle: &str = row.get(1);
+    if idle != "0" {
+        report.warning(change(
+            Code::SlotTimesOut,
+            format!("idle_replication_slot_timeout is {idle}: a slot that no one reads for so long is lost"),
+            "idle_replication_slot_timeout",
+            "0",
+            false,
+        ));
+    }
+    let names: &str = row.get(2);
+    let waits = names.split(|c: char| c == ',' || c == '(' || c == ')' || c.is_whitespace());
+    let us = sql.target.application_name.as_str();
+    if waits.map(|name| name.trim_matches('"')).any(|name| name == "*" || name.eq_ignore_ascii_case(us)) {
+        report.error(Failure::new(
+            Code::CommitsWait,
+            format!(
+                "synchronous_standby_names = `{names}` counts the relay as a standby: commits wait for it"
+            ),
+            format!("name the standbys one by one, without `*` and `{us}`, in synchronous_standby_names"),
+        ));
+    }
+    room(&row, own, server, report);
+    if row.get::<_, Option<bool>>(10) == Some(false) && row.get(11) {
+        report.advice(Failure::new(
+            Code::SlotNotSynced,
+            format!("slot `{}` is not synchronized to standbys: a failover loses it", config.postgres.slot),
+            "while no relay runs, on a replication connection: ALTER_REPLICATION_SLOT … (FAILOVER true); and \
+             sync_replication_slots = on at the standby",
+        ));
+    }
+    if row.get::<_, Option<i64>>(12).is_some_and(|spilled| spilled > 0) {
+        report.advice(change(
+            Code::DecodingSpills,
+            "transactions were larger than logical_decoding_work_mem and went to disk on their way"
+                .to_owned(),
+            "logical_decoding_work_mem",
+            "256MB",
+            false,
+        ));
+    }
+}
+
+/// Room for one slot, one walsender and two connections.
+fn room(row: &tokio_postgres::Row, own: bool, server: &Server, report: &mut Report) {
+    let (slots, slots_max): (i64, i64) = (row.get(3), row.get(4));
+    let (senders, senders_max): (i64, i64) = (row.get(5), row.get(6));
+    let (has_slot, streams): (bool, bool) = (row.get(8), row.get(9));
+    let mut full = |what: String, setting: &str, value: i64| {
+        let statement = format!("ALTER SYSTEM SET {setting} = {value};");
+        let remedy = server.service.remedy(setting, &value.to_string(), true);
+        report.error(Failure::new(Code::NoRoom, what, remedy).sql_where(own, statement));
+    };
+    if !has_slot && slots >= slots_max {
+        full(
+            format!("all {slots_max} replication slots are in use"),
+            "max_replication_slots",
+            slots_max + 10,
+        );
+    }
+    if !streams && senders >= senders_max {
+        full(format!("all {senders_max} walsenders are in use"), "max_wal_senders", senders_max + 10);
+    }
+    // SQL and replication; a second relay stands by with as many.
+    for (limit, whose, statement) in [
+        (
+            row.get::<_, i32>(7),
+            "the role",
+            format!("ALTER ROLE {} CONNECTION LIMIT -1;", escape_identifier(&server.role)),
+        ),
+        (row.get::<_, i32>(13), "the database", "ALTER DATABASE … CONNECTION LIMIT -1;".to_owned()),
+    ] {
+        if (0..4).contains(&limit) && (whose == "the role" || limit < 2) {
+            let what = format!("{whose} may have {limit} connections; a relay has two, and as many stand by");
+            let failure = Failure::new(Code::RoleLimited, what, "raise its limit").sql(statement);
+            if limit < 2 { report.error(failure) } else { report.warning(failure) }
+        }
+    }
+}
+
+/// Transactions that have been open for long and have written: they hold back what a restart must read
+/// again.
+async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
+    let seconds = old.as_secs_f64();
+    let query = "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), \
+        extract(epoch FROM clock_timestamp() - xact_start)::float8 FROM pg_stat_activity \
+        WHERE backend_xid IS NOT NULL AND datname = current_database() \
+        AND clock_timestamp() - xact_start > make_interval(secs => $1) ORDER BY 4 DESC LIMIT 5";
+    let asked = sql.client.query(query, &[&seconds]).await;
+    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+        let (pid, user, name, age): (i32, String, String, f64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        let minutes = age / 60.0;
+        report.warning(
+            Failure::new(
+                Code::WalHeldBack,
+                format!(
+                    "process {pid} ({user}, {name}) has been writing in one transaction for {minutes:.0} minutes: all \
+                     WAL since is retained, and read again after a crash"
+                ),
+                "let it end, or end it",
+            )
+            .sql(format!("SELECT pg_terminate_backend({pid});")),
+        );
+    }
+    let prepared = "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts \
+        WHERE database = current_database() AND clock_timestamp() - prepared > make_interval(secs => $1)";
+    let asked = sql.client.query(prepared, &[&seconds]).await;
+    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+        let (gid, age): (String, f64) = (row.get(0), row.get(1));
+        let minutes = age / 60.0;
+        report.warning(
+            Failure::new(
+                Code::WalHeldBack,
+                format!("the prepared transaction `{gid}` has been waiting for {minutes:.0} minutes: all WAL since is retained"),
+                "COMMIT PREPARED or ROLLBACK PREPARED it; nobody else will",
+            )
+            .sql(format!("ROLLBACK PREPARED {};", escape_literal(&gid))),
+        );
+    }
+}
+
+/// Slots of others that no one reads.
+async fn abandoned(sql: &Sql, config: &Config, report: &mut Report) {
+    let query = "SELECT slot_name::text, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+        ELSE pg_current_wal_lsn() END, restart_lsn)::bigint FROM pg_replication_slots \
+        WHERE NOT active AND slot_name <> $1 AND restart_lsn IS NOT NULL";
+    let asked = sql.client.query(query, &[&config.postgres.slot]).await;
+    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+        let (name, retained): (String, i64) = (row.get(0), row.get(1));
+        let retained = u64::try_from(retained).unwrap_or(0);
+        if retained < ABANDONED_MIN {
+            continue;
+        }
+        report.warning(
+            Failure::new(
+                Code::SlotAbandoned,
+                format!("slot `{name}` is read by no one and retains {} of WAL", ByteSize(retained)),
+                "if nobody needs it any more, drop it",
+            )
+            .sql(format!("SELECT pg_drop_replication_slot({});", escape_literal(&name))),
+        );
+    }
+}
+
+/// The replication connection: pg_hba.conf, poolers, the login.
+async fn walsender(sql: &Sql, report: &mut Report) -> Option<System> {
+    let opened =
+        sql.walsender().await.map_err(|error| Failure::from(error).context("open a replication connection"));
+    let mut connection = report.told(opened)?;
+    let system = report.told(facts::identify(&mut connection).await.map_err(Failure::from))?;
+    report.sound("replication connection".to_owned());
+    Some(system)
+}
