@@ -27,17 +27,14 @@ pub(super) async fn examine(
     let nats = report.told(connect::connect(&config.nats.access).await)?;
     let info = nats.client.server_info();
     report.sound(format!("nats-server {} at {}:{}", info.version, info.host, info.port));
-    if config.nats.msg_id && !nats.client.is_server_compatible(2, 12, 0) && config.nats.replicas > 1 {
-        report.error(Failure::new(
-            Code::MessageIdUnsafe,
-            "nats.msg_id is on, with a replicated stream on a server before 2.12",
-            "nats.msg_id = false, or nats-server 2.12",
-        ));
-    }
     let stream = report.told(Stream::named(&nats, &config.nats.stream).await)?;
     let look = report.told(stream.look().await);
     if let Some(look) = &look {
         limits(config, look, report);
+        if config.nats.msg_id {
+            let fixed = nats.client.is_server_compatible(2, 12, 0);
+            report.told(look.config.takes_message_ids(fixed, &info.version));
+        }
         report.sound(format!("stream {} with {} messages", stream.name(), look.messages));
         if let Some(template) = template {
             match look.config.fits(stream.name(), template) {
@@ -116,14 +113,11 @@ fn limits(config: &Config, look: &Look, report: &mut Report) {
             .command(format!("nats stream edit {name} --max-msgs-per-subject=-1 --force")),
         );
     }
-    if look.cluster_size > 1 && stream.num_replicas == 1 {
+    if let Some(cluster) = look.cluster.as_ref().filter(|_| stream.num_replicas == 1) {
         report.advice(
             Failure::new(
                 Code::OneCopy,
-                format!(
-                    "stream `{name}` has one copy in a cluster of {}: with its server it is away",
-                    look.cluster_size
-                ),
+                format!("stream `{name}` has one copy in cluster `{cluster}`: with its server it is away"),
                 "three copies",
             )
             .command(format!("nats stream edit {name} --replicas 3 --force")),

@@ -11,7 +11,7 @@ use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight as facts;
 use crate::postgres::timestamp::Timestamp;
 use bytesize::ByteSize;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Clocks that are further apart make latencies and ages wrong.
 const SKEW_MAX: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ async fn belongs(config: &Config, base: &Base, broker: &Broker, report: &mut Rep
 
 fn clock(whose: &str, now: Option<Timestamp>, report: &mut Report) {
     let Some(now) = now else { return };
-    let ours = Timestamp::from_system_time(SystemTime::now());
+    let ours = Timestamp::now();
     let apart = now.to_unix_micros() - ours.to_unix_micros();
     if Duration::from_micros(apart.unsigned_abs()) > SKEW_MAX {
         #[expect(clippy::cast_precision_loss, reason = "seconds to be shown")]
@@ -210,4 +210,26 @@ async fn forecasts(config: &Config, base: &Base, report: &mut Report) {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive rate to be shown")]
 fn rate_bytes(rate: f64) -> u64 {
     rate as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_are_apart_are_told_and_which_is_ahead() {
+        for (seconds, told) in [(0, None), (1, None), (5, Some("ahead of")), (-5, Some("behind"))] {
+            let mut report = Report::default();
+            let now = Timestamp::from_unix_micros(Timestamp::now().to_unix_micros() + seconds * 1_000_000);
+            clock("NATS", Some(now), &mut report);
+            let found = report.findings.first().map(|finding| (finding.code, finding.message.as_str()));
+            match told {
+                None => assert_eq!(found, None, "{seconds}"),
+                Some(side) => {
+                    let (code, message) = found.unwrap_or_default();
+                    assert!(code == "PR0612" && message.contains(side), "{seconds}: {message}");
+                }
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::postgres::error::Error;
 use crate::postgres::preflight::{self as facts, Publication, Server, Service, Slot, System, Table};
 use crate::postgres::target::{Address, SslMode};
 use crate::relay::preflight;
-use crate::state::checkpoint;
+use crate::state::{checkpoint, dead_letter};
 use bytesize::ByteSize;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use std::time::Duration;
@@ -61,18 +61,23 @@ pub(super) async fn examine(config: &Config, old: Duration, report: &mut Report)
 }
 
 fn encryption(sql: &Sql, report: &mut Report) {
-    let local = match &sql.host.address {
-        Address::Unix(_) => true,
-        Address::Tcp(name) => name == "localhost" || name.starts_with("127.") || name == "::1",
-    };
     let mode = sql.target.encryption.mode;
-    if !local && mode < SslMode::VerifyCa {
+    if is_unproved(&sql.host.address, mode) {
         report.advice(Failure::new(
             Code::ServerUnproved,
             format!("sslmode={} does not prove that {} is the server", mode.name(), sql.host),
             "sslmode=verify-full, with sslrootcert=<the authority's file> or sslrootcert=system",
         ));
     }
+}
+
+/// Beyond one machine a server that proves nothing may be anyone.
+fn is_unproved(address: &Address, mode: SslMode) -> bool {
+    let local = match address {
+        Address::Unix(_) => true,
+        Address::Tcp(name) => name == "localhost" || name.starts_with("127.") || name == "::1",
+    };
+    !local && mode < SslMode::VerifyCa
 }
 
 fn columns(config: &Config, table: &Table, report: &mut Report) -> Option<Resolved> {
@@ -160,7 +165,14 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
         }
         Some(_) => {}
     }
-    report.told(preflight::letters(sql, config).await);
+    if report.told(preflight::letters(sql, config).await).is_some() {
+        let open = dead_letter::open_count(sql, schema, &config.postgres.slot).await.map_err(Failure::from);
+        if let Some(open @ 1..) = report.told(open) {
+            let what = format!("{open} dead letters are open: events that were not published");
+            let remedy = "see why, mend it, and replay or drop them: postrider dlq replay --all";
+            report.warning(Failure::new(Code::LettersOpen, what, remedy).command("postrider dlq list"));
+        }
+    }
     report.told(preflight::checkpoints(sql, config).await)?;
     let row = report.told(checkpoint::read(sql, schema, &config.postgres.slot).await.map_err(Into::into))?;
     if row.is_none() {
@@ -391,4 +403,21 @@ async fn walsender(sql: &Sql, report: &mut Report) -> Option<System> {
     let system = report.told(facts::identify(&mut connection).await.map_err(Failure::from))?;
     report.sound("replication connection".to_owned());
     Some(system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_beyond_this_machine_must_prove_who_it_is() {
+        let tcp = |name: &str| Address::Tcp(name.to_owned());
+        // PR0619
+        assert!(is_unproved(&tcp("db.example.org"), SslMode::Require));
+        assert!(is_unproved(&tcp("10.0.0.1"), SslMode::Disable));
+        assert!(!is_unproved(&tcp("db.example.org"), SslMode::VerifyCa));
+        for local in [tcp("localhost"), tcp("127.0.0.2"), tcp("::1"), Address::Unix("/run".into())] {
+            assert!(!is_unproved(&local, SslMode::Disable), "{local:?}");
+        }
+    }
 }

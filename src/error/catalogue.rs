@@ -254,6 +254,8 @@ catalogue! {
         "doctor --canary committed a row and saw no message of it in the stream in time: no relay runs, or it stands still; postrider status says why.";
     ServerUnproved = "PR0619", Findings, Operator, "the server does not prove who it is",
         "With sslmode below verify-ca anyone between the relay and Postgres can read and change what they say.";
+    LettersOpen = "PR0620", Findings, Operator, "dead letters are open",
+        "Events that could not be published wait in <postgres.schema>.dead_letter for a person: `postrider dlq list` and `show` say why, `replay` sends them, `drop` puts them away.";
 }
 
 impl fmt::Display for Code {

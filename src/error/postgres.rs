@@ -150,6 +150,10 @@ fn server(error: &ServerError) -> Failure {
             Code::PostgresRefuses,
             "grant the role what sql/privileges.sql lists, or let the table's owner run postrider init",
         ),
+        "53300" => (
+            Code::PostgresSession,
+            "raise max_connections, max_wal_senders or the role's CONNECTION LIMIT; the relay tries again",
+        ),
         "55006" => (Code::SlotBusy, "none is needed: this relay takes over when the slot is free"),
         // 55P03 lock not available; 57 operator intervention; 53 resources; 08 connection; 40 rollback.
         _ if state == "55P03" || ["08", "40", "53", "57"].iter().any(|class| state.starts_with(class)) => {

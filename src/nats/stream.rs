@@ -90,9 +90,16 @@ struct State {
 }
 
 #[derive(Debug, Deserialize)]
+struct Cluster {
+    /// None of a server that stands alone.
+    name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 struct Info {
     config: Config,
     state: State,
+    cluster: Option<Cluster>,
     created: String,
     /// Since 2.10.
     ts: Option<String>,
@@ -126,8 +133,8 @@ pub struct Look {
     pub messages: u64,
     /// How many bytes they take.
     pub bytes: u64,
-    /// How many servers the cluster has; 1 without one.
-    pub cluster_size: usize,
+    /// The cluster that it lives in.
+    pub cluster: Option<String>,
     /// When the last message was stored, be it there or gone; none before the first.
     pub last_at: Option<Timestamp>,
     /// The server's clock; none before 2.10.
@@ -182,7 +189,7 @@ impl Stream {
             end: StreamEnd { last_seq: info.state.last_seq, created: moment(&info.created)? },
             messages: info.state.messages,
             bytes: info.state.bytes,
-            cluster_size: self.nats.client.server_info().connect_urls.len().max(1),
+            cluster: info.cluster.and_then(|cluster| cluster.name),
             // Go's zero time stands for none.
             last_at: info
                 .state
@@ -451,6 +458,18 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Whether `nats.msg_id` is safe here; `fixed`: the server is 2.12 or later.
+    ///
+    /// # Errors
+    /// PR0312
+    pub fn takes_message_ids(&self, fixed: bool, version: &str) -> Result<(), Failure> {
+        if fixed || self.num_replicas <= 1 {
+            return Ok(());
+        }
+        let what = format!("nats.msg_id with {} replicas on nats-server {version}", self.num_replicas);
+        Err(Failure::new(Code::MessageIdUnsafe, what, "set nats.msg_id = false"))
     }
 
     /// What is accepted, and to be known.

@@ -185,15 +185,8 @@ async fn discover<S: Stream, P>(
     for warning in look.config.warnings() {
         warn!(stream = name, warning);
     }
-    if config.nats.msg_id && look.config.num_replicas > 1 && !broker.msg_id_is_safe {
-        return Err(Failure::new(
-            Code::MessageIdUnsafe,
-            format!(
-                "nats.msg_id with {} replicas on nats-server {}",
-                look.config.num_replicas, broker.version
-            ),
-            "set nats.msg_id = false",
-        ));
+    if config.nats.msg_id {
+        look.config.takes_message_ids(broker.msg_id_is_safe, &broker.version)?;
     }
     if config.delivery.oversize == Oversize::ObjectStore && !broker.stream.has_object_store().await? {
         return Err(Failure::new(

@@ -6,29 +6,29 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// The one setting that a server's defaults leave dangerous.
-const BOUNDED: &[(&str, &str)] = &[("max_slot_wal_keep_size", "4GB")];
+pub(crate) const BOUNDED: &[(&str, &str)] = &[("max_slot_wal_keep_size", "4GB")];
 
-struct Told {
-    code: Option<i32>,
-    findings: Vec<Value>,
+pub(crate) struct Told {
+    pub(crate) code: Option<i32>,
+    pub(crate) findings: Vec<Value>,
 }
 
 impl Told {
-    fn finding(&self, code: &str) -> &Value {
+    pub(crate) fn finding(&self, code: &str) -> &Value {
         let found = self.findings.iter().find(|finding| finding["code"] == code);
         found.unwrap_or_else(|| panic!("no {code} among {:#?}", self.findings))
     }
 
-    fn has(&self, code: &str) -> bool {
+    pub(crate) fn has(&self, code: &str) -> bool {
         self.findings.iter().any(|finding| finding["code"] == code)
     }
 }
 
-async fn doctor(pipeline: &Pipeline) -> Told {
+pub(crate) async fn doctor(pipeline: &Pipeline) -> Told {
     told(pipeline, &["doctor", "--json"]).await
 }
 
-async fn told(pipeline: &Pipeline, arguments: &[&str]) -> Told {
+pub(crate) async fn told(pipeline: &Pipeline, arguments: &[&str]) -> Told {
     let ended = pipeline.postrider(arguments).await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{}", ended.stderr));
     Told { code: ended.code, findings: report["findings"].as_array().unwrap().clone() }
@@ -39,7 +39,7 @@ fn texts(finding: &Value, field: &str) -> Vec<String> {
 }
 
 /// Pastes the statements as the superuser, and the commands as they stand.
-async fn paste(pipeline: &Pipeline, finding: &Value) {
+pub(crate) async fn paste(pipeline: &Pipeline, finding: &Value) {
     for statement in texts(finding, "sql") {
         for one in statement.split(';').filter(|one| !one.trim().is_empty()) {
             pipeline.execute(one).await;
@@ -60,7 +60,7 @@ async fn bounded() -> Pipeline {
 }
 
 /// A pipeline that has published something.
-async fn used() -> Pipeline {
+pub(crate) async fn used() -> Pipeline {
     let pipeline = bounded().await;
     pipeline.init().await;
     let mut relay = pipeline.run().await;
@@ -344,7 +344,8 @@ async fn permissions_that_lack_in_nats_are_told() {
 async fn a_hold_back_that_is_shorter_than_the_sync_is_a_warning() {
     let mut pipeline = used().await;
     pipeline.set("POSTRIDER_NATS_SYNC_INTERVAL", "2m");
-    assert_eq!(doctor(&pipeline).await.code, Some(0));
+    let told = doctor(&pipeline).await;
+    assert_eq!((told.code, &told.finding("PR0616")["level"]), (Some(0), &Value::from("advice")));
     pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "5s");
     let told = doctor(&pipeline).await;
     assert_eq!((told.code, &told.finding("PR0615")["level"]), (Some(6), &Value::from("warning")));
@@ -365,6 +366,7 @@ async fn the_canary_arrives_where_a_relay_runs_and_is_missed_where_none_does() {
     let pipeline = used().await;
     let missed = pipeline.postrider(&["doctor", "--canary", "--canary-timeout", "300ms"]).await;
     assert_eq!(missed.code, Some(6), "{}", missed.stdout);
+    assert!(missed.stderr.contains("PR0600"), "{}", missed.stderr);
     assert!(missed.stdout.contains("PR0618"), "{}", missed.stdout);
     let mut relay = pipeline.run().await;
     let flown = pipeline.postrider(&["doctor", "--canary"]).await;

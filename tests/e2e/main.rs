@@ -18,6 +18,7 @@ mod mapping;
 mod nats_access;
 mod outages;
 mod privileges;
+mod provoked;
 mod psql;
 mod publication;
 mod refusals;

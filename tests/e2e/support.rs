@@ -350,6 +350,32 @@ pub(crate) struct Relay {
     child: Child,
     stdout: NamedTempFile,
     stderr: NamedTempFile,
+    secrets: Vec<String>,
+}
+
+/// Shorter ones are words that appear by chance.
+const SECRET_MIN: usize = 6;
+
+/// What must not be printed: passwords of URLs, and whatever is called password, token, seed or JWT.
+fn secrets(environment: &BTreeMap<String, String>) -> Vec<String> {
+    let mut secrets = Vec::new();
+    for (name, value) in environment {
+        if name.ends_with("_URL") {
+            let userinfo = value.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
+            let password =
+                userinfo.map(|(userinfo, _)| userinfo.split_once(':').map_or(userinfo, |(_, p)| p));
+            // A user alone is a token to NATS, and no secret to Postgres.
+            if value.starts_with("nats") || userinfo.is_some_and(|(userinfo, _)| userinfo.contains(':')) {
+                secrets.extend(password.map(str::to_owned));
+            }
+        } else if ["PASSWORD", "TOKEN", "SEED", "JWT"].iter().any(|word| name.contains(word)) {
+            let text =
+                if name.ends_with("_FILE") { std::fs::read_to_string(value) } else { Ok(value.clone()) };
+            secrets.extend(text.ok().map(|text| text.trim().to_owned()));
+        }
+    }
+    secrets.retain(|secret| secret.len() >= SECRET_MIN);
+    secrets
 }
 
 impl Relay {
@@ -370,7 +396,7 @@ impl Relay {
         }
         let (stdout, stderr) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
         command.stdout(stdout.reopen().unwrap()).stderr(append(&stderr));
-        Relay { child: command.spawn().unwrap(), stdout, stderr }
+        Relay { child: command.spawn().unwrap(), stdout, stderr, secrets: secrets(environment) }
     }
 
     pub(crate) fn stderr(&self) -> String {
@@ -490,6 +516,11 @@ impl Drop for Relay {
             let log = self.stderr();
             let lines: Vec<_> = log.lines().collect();
             eprintln!("the relay's log ends with:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            return;
+        }
+        let printed = std::fs::read_to_string(self.stdout.path()).unwrap_or_default() + &self.stderr();
+        for secret in &self.secrets {
+            assert!(!printed.contains(secret.as_str()), "a secret is printed:\n{printed}");
         }
     }
 }
