@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench instructions demo
+.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench instructions deny demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -16,6 +16,7 @@ help:
 	@echo "make mutants  which changes of the delivery rules no unit test notices; takes hours   [ARGS=\"--file src/delivery/window.rs\"]"
 	@echo "make bench    the relay beside its floors and its rivals; writes benches/RESULTS.md   [QUICK=1] [ARGS=\"--rounds 3\"]"
 	@echo "make instructions   of decoder, mapping, headers and answers, against those committed   [ACCEPT=1]"
+	@echo "make deny     licences and origins of what is in the tree, and that it has one TLS provider"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
@@ -73,6 +74,11 @@ bench:
 
 instructions:
 	$(CARGO) bench --locked --bench micro -- instructions $(if $(ACCEPT),--accept)
+
+# Advisories need a database from the network: cargo deny check advisories, where it can be had.
+deny:
+	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --offline check bans licenses sources
 
 demo:
 	scripts/servers.sh

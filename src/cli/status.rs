@@ -100,7 +100,13 @@ async fn read(config: &Config) -> Result<Status, Failure> {
         (_, _, Some(pid)) => {
             format!("a relay holds the slot (walsender {pid}), but none answers on http.listen")
         }
-        (_, _, None) => "no relay runs".to_owned(),
+        (Some(slot), _, None) => {
+            let retained = slot.restart_lsn.map_or(0, |restart| slot.wal_end.bytes_since(restart));
+            let retained = bytesize::ByteSize(retained);
+            format!(
+                "no relay runs, and the slot retains {retained} of WAL: start one, or end it by postrider remove"
+            )
+        }
     };
     if let Some(slot) = slot {
         status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());

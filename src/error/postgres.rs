@@ -2,8 +2,10 @@
 
 use super::{Code, Failure};
 use crate::postgres::error::{CertificateProblem, Error, ServerError, TlsError};
+use crate::postgres::hba;
 use crate::postgres::login::LoginError;
 use crate::state::checkpoint::RowError;
+use postgres_protocol::escape::escape_identifier;
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
@@ -118,20 +120,33 @@ impl From<RowError> for Failure {
 
 /// One SQLSTATE for many reasons, which only the text tells apart. A server that speaks another language
 /// gets the remedy for all of them.
-fn not_let_in(message: &str) -> &'static str {
+fn not_let_in(error: &ServerError) -> Failure {
+    let message = error.message.as_str();
+    let failure = |remedy: &str| Failure::new(Code::PostgresAuth, error.to_string(), remedy);
     if message.contains("client certificate") || message.contains("certificate authentication failed") {
-        "show a client certificate that the server's ssl_ca_file has signed and whose common name is the user: \
-         sslcert=/path/client.crt and sslkey=/path/client.key in postgres.url"
-    } else if message.contains("no encryption") {
-        "add a line to pg_hba.conf that names the database itself (`replication` does not match logical replication): \
-         host <database> <user> <address> scram-sha-256; or, if only hostssl lines fit, use sslmode=require"
+        failure(
+            "show a client certificate that the server's ssl_ca_file has signed and whose common name is the user: \
+             sslcert=/path/client.crt and sslkey=/path/client.key in postgres.url",
+        )
+    } else if let Some(line) = hba::missing_line(message) {
+        let edit = format!(
+            "sed -i '1i {line}' \"$(psql -XAtc 'SHOW hba_file')\" && psql -XAtc 'SELECT pg_reload_conf()'"
+        );
+        failure(&format!(
+            "put this line above the others of pg_hba.conf (where only hostssl lines fit, use sslmode=require instead): \
+             {line}"
+        ))
+        .command(edit)
     } else if message.contains("does not exist") {
-        "correct the user in postgres.url, or make it: CREATE ROLE … LOGIN REPLICATION PASSWORD …"
+        failure("correct the user in postgres.url, or make it: CREATE ROLE … LOGIN REPLICATION PASSWORD …")
     } else if message.contains("not permitted to log in") {
-        "ALTER ROLE … LOGIN"
+        let role = message.split('"').nth(1).unwrap_or_default();
+        failure("let it").sql(format!("ALTER ROLE {} LOGIN;", escape_identifier(role)))
     } else {
-        "correct the user in postgres.url; in pg_hba.conf a line must name the database itself (`replication` does not \
-         match logical replication): hostssl <database> <user> <address> scram-sha-256"
+        failure(
+            "correct the user in postgres.url; in pg_hba.conf a line must name the database itself (`replication` does \
+             not match logical replication): hostssl <database> <user> <address> scram-sha-256",
+        )
     }
 }
 
@@ -143,7 +158,7 @@ fn server(error: &ServerError) -> Failure {
             Code::PostgresAuth,
             "correct the password: in postgres.url, PGPASSWORD or ~/.pgpass, or at the server: ALTER ROLE … PASSWORD …",
         ),
-        "28000" => (Code::PostgresAuth, not_let_in(&error.message)),
+        "28000" => return not_let_in(error),
         "3D000" => (Code::PostgresDatabase, "correct the database in postgres.url, or CREATE DATABASE it"),
         "42P01" | "3F000" => (Code::SchemaMissing, "postrider init"),
         "42501" => (

@@ -10,6 +10,7 @@ pub mod limits;
 mod login;
 pub mod object_store;
 pub mod publish;
+pub mod sourcing;
 pub mod stream;
 
 use serde::Deserialize;

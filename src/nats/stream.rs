@@ -219,6 +219,23 @@ impl Stream {
         self.look().await
     }
 
+    /// Its whole configuration, also what is unknown here.
+    pub(super) async fn raw_config(&self) -> Result<serde_json::Value, Failure> {
+        let answer = self.ask("STREAM.INFO", &json!({})).await?;
+        let mut info: serde_json::Value =
+            serde_json::from_slice(&answer).map_err(|error| self.unreadable(&error))?;
+        Ok(info["config"].take())
+    }
+
+    /// Changes its configuration.
+    pub(super) async fn update(&self, config: &serde_json::Value) -> Result<(), Failure> {
+        self.ask("STREAM.UPDATE", config).await.map(drop)
+    }
+
+    pub(super) fn is_server_compatible(&self, major: i64, minor: i64, patch: i64) -> bool {
+        self.nats.client.is_server_compatible(major, minor, patch)
+    }
+
     /// Deletes it with all that it holds.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`target`] | where to connect and as whom: one parsed target drives both kinds of connection |
+//! | [`hba`] | lines of `pg_hba.conf` for a person to add |
 //! | [`login`] | socket, TLS and proof of who we are, for both kinds of connection |
 //! | [`connection`], [`replication`] | the walsender: frames, the stream of one slot, status updates |
 //! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
@@ -15,6 +16,7 @@
 pub mod client;
 pub mod connection;
 pub mod error;
+pub mod hba;
 pub mod login;
 pub mod lsn;
 pub mod pgoutput;

@@ -1,6 +1,6 @@
 //! `doctor` on set-ups with one fault each: it names the fault, and what it prints, pasted, mends it.
 
-use crate::support::{ARTICLE, Pipeline, Servers};
+use crate::support::{ARTICLE, Pipeline, Servers, eventually};
 use postrider::demo::servers::Stop;
 use serde_json::Value;
 use std::time::Duration;
@@ -134,6 +134,25 @@ async fn what_the_role_lacks_is_granted() {
     }
     let told = doctor(&pipeline).await;
     assert_eq!(told.code, Some(0), "{:#?}", told.findings);
+}
+
+#[tokio::test]
+async fn the_line_that_pg_hba_conf_lacks_is_printed_and_lets_the_relay_in() {
+    let hba = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 reject";
+    let servers = Servers { settings: BOUNDED, hba: Some(hba), ..Servers::default() };
+    let mut pipeline = Pipeline::on(servers).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    pipeline.execute("CREATE ROLE relay SUPERUSER LOGIN REPLICATION PASSWORD 'hunter2'").await;
+    let url = pipeline.postgres.url("postgres").replace("postgres@", "relay:hunter2@");
+    pipeline.set("DATABASE_URL", &url);
+    let told = doctor(&pipeline).await;
+    let command = &texts(told.finding("PR0203"), "command")[0];
+    let line = command.split('\'').nth(1).unwrap().strip_prefix("1i ").unwrap();
+    assert_eq!(line, "host postgres relay 127.0.0.1/32 scram-sha-256");
+    pipeline.postgres.set_hba(&format!("{line}\n{hba}")).unwrap();
+    pipeline.execute("SELECT pg_reload_conf()").await;
+    eventually("the line lets it in", async || (doctor(&pipeline).await.code == Some(0)).then_some(())).await;
 }
 
 #[tokio::test]

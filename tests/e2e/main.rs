@@ -24,6 +24,7 @@ mod publication;
 mod refusals;
 mod remove;
 mod rollback;
+mod sourcing;
 mod support;
 mod takeover;
 mod tls;

@@ -11,6 +11,8 @@ use crate::config::{Config, Flags, Oversize};
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::delivery::opening::{Stored, foreign};
 use crate::error::{Code, Failure};
+use crate::nats::connect::Nats;
+use crate::nats::sourcing::{self, Sourced};
 use crate::nats::stream::{Look, New, Stream};
 use crate::nats::{connect, object_store};
 use crate::outbox::{Mapping, Preset, Resolved};
@@ -35,6 +37,7 @@ Example:
   postrider init --create-table           # with an article table: id, event_type, payload, …
   postrider init --print-sql | less       # what a DBA would run instead
   postrider init --print-nats             # what the relay's user in NATS may do
+  postrider init --source-into EVENTS --as 'events.>'   # a shared stream gets the events too
 
 Rows that were committed before the slot existed are not published.")]
 pub(super) struct Args {
@@ -44,6 +47,12 @@ pub(super) struct Args {
     /// Go on with what is there although it cannot be proved to fit; says what is given up.
     #[arg(long)]
     adopt: bool,
+    /// Let this existing stream, which may have other writers, source the events too.
+    #[arg(long, value_name = "STREAM")]
+    source_into: Option<String>,
+    /// The subjects that the events have there: 'events.>'
+    #[arg(long = "as", value_name = "SUBJECTS", requires = "source_into")]
+    renamed: Option<String>,
     /// Print the SQL, with the role's least privileges and its line of pg_hba.conf, and run nothing.
     #[arg(long)]
     print_sql: bool,
@@ -90,7 +99,7 @@ pub(super) fn run(args: &Args) -> Ended {
             print!("{}", print::sql(args.create_table, &config).map_err(|failure| vec![failure])?);
         }
         if args.print_nats {
-            print!("{}", print::nats(&config).map_err(|failure| vec![failure])?);
+            print!("{}", print::nats(&config, args.source_into.as_deref()).map_err(|failure| vec![failure])?);
         }
         return Ok(());
     }
@@ -172,7 +181,29 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
     if config.delivery.oversize == Oversize::ObjectStore {
         payloads(config, &stream).await?;
     }
+    if let Some(shared) = &args.source_into {
+        share(&nats, &stream, shared, args.renamed.as_deref(), &resolved).await?;
+    }
     println!("ready       postrider run");
+    Ok(())
+}
+
+/// A stream with other writers: it sources ours.
+async fn share(
+    nats: &Nats,
+    stream: &Stream,
+    shared: &str,
+    renamed: Option<&str>,
+    resolved: &Resolved,
+) -> Result<(), Failure> {
+    let subjects = resolved.subject().stream_subject().unwrap_or_else(|| ">".to_owned());
+    let into = Stream::named(nats, shared).await?;
+    let shown = renamed.unwrap_or(&subjects);
+    let how = match sourcing::source(&into, stream, &subjects, renamed).await? {
+        Sourced::Now => "sources from now on",
+        Sourced::Already => "sources already",
+    };
+    println!("shared      {shared} {how}, on {shown}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use crate::config::{Config, Identity, JetStream, Oversize};
 use crate::error::Failure;
 use crate::nats::object_store;
 use crate::outbox::Template;
+use crate::postgres::hba;
 use crate::state::{checkpoint, dead_letter};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
@@ -45,24 +46,16 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
         format!(
             "-- pg_hba.conf, above any line that matches sooner; `replication` would not match:\n\
              --   hostssl  {}  {}  <address of the relay>/32  scram-sha-256",
-            hba(&target.database),
-            hba(&target.user)
+            hba::name(&target.database),
+            hba::name(&target.user)
         ),
         "-- then `postrider init` as the relay's role: it makes the stream and the checkpoint row".to_owned(),
     ]);
     Ok(statements.join("\n\n") + "\n")
 }
 
-/// A name as pg_hba.conf has it: quoted unless it is plain and no keyword.
-fn hba(name: &str) -> String {
-    let plain = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && !["all", "replication", "sameuser", "samerole", "samegroup"].contains(&name);
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
-}
-
 /// The user of `nats-server.conf`, with what `run` needs and no more.
-pub(super) fn nats(config: &Config) -> Result<String, Failure> {
+pub(super) fn nats(config: &Config, shared: Option<&str>) -> Result<String, Failure> {
     let subjects = match &config.outbox.subject {
         Some(template) => Template::parse(template)?.stream_subject().unwrap_or_else(|| ">".to_owned()),
         None => DEFAULT_SUBJECTS.to_owned(),
@@ -85,6 +78,9 @@ pub(super) fn nats(config: &Config) -> Result<String, Failure> {
         publish.push(format!("{api}.DIRECT.GET.OBJ_{bucket}.>"));
         publish.push(format!("$O.{bucket}.>"));
         init.push(format!("{api}.STREAM.CREATE.OBJ_{bucket}"));
+    }
+    if let Some(shared) = shared {
+        init.extend(["INFO", "UPDATE"].map(|what| format!("{api}.STREAM.{what}.{shared}")));
     }
     let lines = |subjects: &[String], indent: &str| {
         subjects.iter().map(|subject| format!("{indent}\"{subject}\"\n")).collect::<String>()
