@@ -19,6 +19,7 @@
 //! | [`state`] | the checkpoint row in Postgres, fenced by session |
 //! | [`relay`] | the sessions and the one loop that drives all of the above |
 //! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
+//! | [`doctor`] | every check at once, with what mends each fault |
 //! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the demonstration on servers of its own |
 //!
 //! # Invariants

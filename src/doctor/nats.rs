@@ -51,8 +51,12 @@ pub(super) async fn examine(
     {
         let bucket = object_store::bucket(stream.name());
         report.error(
-            Failure::new(Code::StreamMissing, format!("the object store `{bucket}` does not exist"), "")
-                .command("postrider init"),
+            Failure::new(
+                Code::StreamMissing,
+                format!("the object store `{bucket}` does not exist"),
+                "init makes it",
+            )
+            .command("postrider init"),
         );
     }
     Some(Broker { stream, look })

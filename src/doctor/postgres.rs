@@ -152,7 +152,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
     match report.told(may_use.map_err(|error| Error::from(error).into()))? {
         None => {
             let what = format!("schema {} does not exist", escape_identifier(schema));
-            report.error(Failure::new(Code::SchemaMissing, what, "").command("postrider init"));
+            report.error(Failure::new(Code::SchemaMissing, what, "init makes it").command("postrider init"));
             return None;
         }
         Some(row) if !row.get::<_, bool>(0) => {
@@ -211,8 +211,7 @@ async fn slot(sql: &Sql, config: &Config, server: &Server, report: &mut Report) 
             format!("slot `{name}` is `{status}`: it retains more WAL than it is meant to, and is lost next"),
             "let the relay catch up (postrider status says why it does not), or give it more room",
         );
-        let more = "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();";
-        let failure = failure.sql_where(server.service == Service::Own, more);
+        let failure = failure.setting(server.service == Service::Own, "max_slot_wal_keep_size", "50GB");
         if status == "unreserved" { report.error(failure) } else { report.warning(failure) }
     }
     Some(slot)
@@ -237,8 +236,7 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, report: &mut Repo
     let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
     let own = server.service == Service::Own;
     let change = |code, what: String, setting: &str, value: &str, restarts: bool| {
-        let statement = format!("ALTER SYSTEM SET {setting} = '{value}'; SELECT pg_reload_conf();");
-        Failure::new(code, what, server.service.remedy(setting, value, restarts)).sql_where(own, statement)
+        Failure::new(code, what, server.service.remedy(setting, value, restarts)).setting(own, setting, value)
     };
     if row.get::<_, &str>(0) == "-1" {
         report.warning(change(

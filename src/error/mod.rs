@@ -87,6 +87,14 @@ impl Failure {
         if holds { self.sql(statement) } else { self }
     }
 
+    /// The same failure, mended by a setting that a reload brings in, where SQL can set it. Two statements:
+    /// ALTER SYSTEM runs in no transaction, as two in one string are.
+    #[must_use]
+    pub fn setting(self, holds: bool, name: &str, value: &str) -> Failure {
+        self.sql_where(holds, format!("ALTER SYSTEM SET {name} = '{value}';"))
+            .sql_where(holds, "SELECT pg_reload_conf();")
+    }
+
     /// The same failure, mended by this command.
     #[must_use]
     pub fn command(mut self, command: impl Into<String>) -> Failure {

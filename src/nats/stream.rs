@@ -267,8 +267,10 @@ impl Stream {
     fn refused(&self, error: &ApiError) -> Failure {
         let name = &self.name;
         match (error.err_code, error.code) {
-            (10_059, _) => Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "")
-                .command("postrider init"),
+            (10_059, _) => {
+                Failure::new(Code::StreamMissing, format!("stream `{name}` does not exist"), "init makes it")
+                    .command("postrider init")
+            }
             (10_039 | 10_076, _) => self.no_jetstream(),
             (10_065, _) => Failure::new(
                 Code::StreamUnfit,

@@ -76,8 +76,9 @@ pub async fn table(sql: &Sql, config: &Config) -> Result<Table, Failure> {
         Failure::new(
             Code::TableMissing,
             format!("table {name} does not exist"),
-            "correct outbox.table, or let Postrider make one: postrider init --create-table",
+            "correct outbox.table, or let Postrider make one",
         )
+        .command("postrider init --create-table")
     })?;
     let unfit = match (table.kind, table.persistence) {
         ('r' | 'p', 'p') => return Ok(table),
@@ -199,7 +200,7 @@ pub async fn checkpoints(sql: &Sql, config: &Config) -> Result<(), Failure> {
 
 async fn privileges(sql: &Sql, table: &str, needed: &[&'static str]) -> Result<(), Failure> {
     let missing = preflight::missing_privileges(sql, table, needed).await?.ok_or_else(|| {
-        Failure::new(Code::SchemaMissing, format!("table {table} does not exist"), "")
+        Failure::new(Code::SchemaMissing, format!("table {table} does not exist"), "init makes it")
             .command("postrider init")
     })?;
     if missing.is_empty() {

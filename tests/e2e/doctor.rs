@@ -41,9 +41,7 @@ fn texts(finding: &Value, field: &str) -> Vec<String> {
 /// Pastes the statements as the superuser, and the commands as they stand.
 pub(crate) async fn paste(pipeline: &Pipeline, finding: &Value) {
     for statement in texts(finding, "sql") {
-        for one in statement.split(';').filter(|one| !one.trim().is_empty()) {
-            pipeline.execute(one).await;
-        }
+        pipeline.execute(&statement).await;
     }
     for command in texts(finding, "command") {
         let words: Vec<_> = command.split_whitespace().collect();
