@@ -23,7 +23,7 @@ impl Database {
     /// password file.
     ///
     /// # Errors
-    /// PR0104: what it says cannot be used.
+    /// PR0102: what it says cannot be used.
     pub fn resolve(&self) -> Result<Target, Failure> {
         let url = self.url.as_ref().map(Sensitive::current);
         let env = |name: &str| self.env.get(name).map(str::to_owned);
@@ -32,5 +32,14 @@ impl Database {
             let remedy = "a complete one: postgres://user:password@host:5432/database?sslmode=verify-full";
             Failure::new(Code::InvalidValue, message, remedy)
         })
+    }
+
+    /// The same while the relay runs: what could be used at its start may be half written now, and will be
+    /// whole again.
+    ///
+    /// # Errors
+    /// PR0201
+    pub fn resolve_again(&self) -> Result<Target, Failure> {
+        self.resolve().map_err(|failure| Failure { code: Code::PostgresUnreachable, ..failure })
     }
 }

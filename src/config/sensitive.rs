@@ -4,12 +4,14 @@ use super::load::{Origin, Value, secret_file};
 use crate::postgres::target::Secret;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A secret with its origin. What came from a file is read again whenever it is asked for, so that
 /// rotating it takes no restart.
 #[derive(Clone)]
 pub struct Sensitive {
-    text: Secret,
+    /// What was read last.
+    text: Arc<Mutex<Secret>>,
     file: Option<PathBuf>,
 }
 
@@ -19,7 +21,7 @@ impl Sensitive {
             Origin::SecretFile(_, path) => Some(path.clone()),
             _ => None,
         };
-        Sensitive { text: Secret::new(text), file }
+        Sensitive { text: Arc::new(Mutex::new(Secret::new(text))), file }
     }
 
     /// The value's, if it is set.
@@ -27,11 +29,16 @@ impl Sensitive {
         Some(Sensitive::new(value.text.as_deref()?, &value.origin))
     }
 
-    /// What it is now. While its file is being replaced, what was read at the start goes on.
+    /// What it is now. While its file is being replaced, and so is missing or empty, what was read last
+    /// goes on.
     #[must_use]
     pub fn current(&self) -> Secret {
         let read = self.file.as_ref().and_then(|path| secret_file(path).ok());
-        read.map_or_else(|| self.text.clone(), Secret::new)
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = read.filter(|read| !read.trim().is_empty()) {
+            *text = Secret::new(read);
+        }
+        text.clone()
     }
 }
 

@@ -395,8 +395,10 @@ async fn abandoned(sql: &Sql, config: &Config, report: &mut Report) {
 
 /// The replication connection: pg_hba.conf, poolers, the login.
 async fn walsender(sql: &Sql, report: &mut Report) -> Option<System> {
-    let opened =
-        sql.walsender().await.map_err(|error| Failure::from(error).context("open a replication connection"));
+    let opened = sql
+        .walsender(&sql.target)
+        .await
+        .map_err(|error| Failure::from(error).context("open a replication connection"));
     let mut connection = report.told(opened)?;
     let system = report.told(facts::identify(&mut connection).await.map_err(Failure::from))?;
     report.sound("replication connection".to_owned());

@@ -11,14 +11,24 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let message = error.to_string();
         let (code, remedy) = match &error {
-            Error::Connect { .. } | Error::ReadOnly(_) => (
+            Error::Connect { .. } => (
                 Code::PostgresUnreachable,
                 "start Postgres, or correct postgres.url / DATABASE_URL; the relay goes on trying".to_owned(),
+            ),
+            Error::NoHost(_) => (
+                Code::PostgresUnreachable,
+                "start one of them, or mend what each has against us; the relay goes on trying".to_owned(),
+            ),
+            Error::ReadOnly(_) => (
+                Code::PostgresUnreachable,
+                "name the primary in postgres.url, or all hosts of the cluster; where the role or the database has \
+                 default_transaction_read_only = on, reset it; the relay goes on trying"
+                    .to_owned(),
             ),
             Error::Io(_) | Error::Closed | Error::Timeout(_) | Error::Protocol(_) => {
                 (Code::PostgresSession, "see Postgres's log; the relay goes on trying".to_owned())
             }
-            Error::Server(error) => return server(error),
+            Error::Server(told) => return refused(told, error.passes()),
             Error::Decode(_) => (Code::Unexpected, "report it, with the Postgres version".to_owned()),
             Error::Login(error) => (Code::PostgresAuth, login(error).to_owned()),
             Error::Tls(error) => (Code::PostgresTls, tls(error)),
@@ -41,8 +51,8 @@ fn login(error: &LoginError) -> &'static str {
             "change the method of the line in pg_hba.conf that matches, or require_auth (PGREQUIREAUTH)"
         }
         LoginError::Unbound(_) => {
-            "use TLS (sslmode=verify-full), scram-sha-256 in pg_hba.conf, and a server certificate signed by RSA or \
-             ECDSA with SHA-2; or give up on it: channel_binding=prefer"
+            "use TLS (sslmode=verify-full), scram-sha-256 in pg_hba.conf, and a server certificate signed by RSA \
+             (PKCS #1) or ECDSA with SHA-2; or give up on it: channel_binding=prefer"
         }
         LoginError::Unsupported => {
             "let pg_hba.conf use scram-sha-256, cert or trust for this user: GSSAPI, SSPI, LDAP through GSSAPI and \
@@ -129,14 +139,18 @@ fn not_let_in(error: &ServerError) -> Failure {
              sslcert=/path/client.crt and sslkey=/path/client.key in postgres.url",
         )
     } else if let Some(line) = hba::missing_line(message) {
-        let edit = format!(
-            "sed -i '1i {line}' \"$(psql -XAtc 'SHOW hba_file')\" && psql -XAtc 'SELECT pg_reload_conf()'"
-        );
-        failure(&format!(
+        let failure = failure(&format!(
             "put this line above the others of pg_hba.conf (where only hostssl lines fit, use sslmode=require instead): \
              {line}"
-        ))
-        .command(edit)
+        ));
+        // Whoever answers wrote the names: what could mean something to a shell becomes no command.
+        if line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" _-./:".contains(&byte)) {
+            failure.command(format!(
+                "sed -i '1i {line}' \"$(psql -XAtc 'SHOW hba_file')\" && psql -XAtc 'SELECT pg_reload_conf()'"
+            ))
+        } else {
+            failure
+        }
     } else if message.contains("does not exist") {
         failure("correct the user in postgres.url, or make it: CREATE ROLE … LOGIN REPLICATION PASSWORD …")
     } else if message.contains("not permitted to log in") {
@@ -151,7 +165,7 @@ fn not_let_in(error: &ServerError) -> Failure {
 }
 
 /// SQLSTATE: Postgres manual, appendix A. An open set; what is not named is the operator's.
-fn server(error: &ServerError) -> Failure {
+fn refused(error: &ServerError, passes: bool) -> Failure {
     let state = error.code.code();
     let (code, remedy) = match state {
         "28P01" => (
@@ -170,10 +184,16 @@ fn server(error: &ServerError) -> Failure {
             "raise max_connections, max_wal_senders or the role's CONNECTION LIMIT; the relay tries again",
         ),
         "55006" => (Code::SlotBusy, "none is needed: this relay takes over when the slot is free"),
-        // 55P03 lock not available; 57 operator intervention; 53 resources; 08 connection; 40 rollback.
-        _ if state == "55P03" || ["08", "40", "53", "57"].iter().any(|class| state.starts_with(class)) => {
-            (Code::PostgresSession, "none is needed: the relay tries again")
-        }
+        "08P01" => (
+            Code::PostgresSession,
+            "if a pooler answers (PgBouncer), point postgres.url at Postgres itself; else none is needed: the relay \
+             tries again",
+        ),
+        "25006" => (
+            Code::PostgresSession,
+            "this server takes no writes now: name all hosts of the cluster in postgres.url; the relay tries again",
+        ),
+        _ if passes => (Code::PostgresSession, "none is needed: the relay tries again"),
         _ => (Code::PostgresRefuses, "see Postgres's log for the statement"),
     };
     Failure::new(code, error.to_string(), remedy)

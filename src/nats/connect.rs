@@ -99,8 +99,10 @@ pub async fn connect(access: &Access) -> Result<Nats, Failure> {
         changed.send_modify(|link| link.take(&event));
         std::future::ready(())
     });
-    // Whoever names certificates does not want to go without TLS.
-    if access.ca.is_some() || access.certificate.is_some() || access.tls_first {
+    // Whoever names certificates or says tls:// does not want to go without TLS, also to servers that the
+    // first one tells of.
+    let asks = servers.iter().any(|server| server.starts_with("tls://"));
+    if asks || access.ca.is_some() || access.certificate.is_some() || access.tls_first {
         options = options.require_tls(true);
     }
     if let Some(ca) = &access.ca {

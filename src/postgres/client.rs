@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::error::Error;
-use super::login::{self, Replay};
+use super::login::{self, Replay, Session};
 use super::target::{Host, SessionAttrs, Target};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -31,11 +31,12 @@ impl Sql {
     /// # Errors
     /// As [`Connection::connect`].
     pub async fn connect(target: &Target, host: &Host) -> Result<Sql, Error> {
-        timeout(LOGIN_MAX, Sql::login(target, host)).await.map_err(|_| Error::Timeout("the login"))?
+        let session = login::log_in(target, host, &[]).await?;
+        let preparing = Sql::prepare(target, host, session);
+        timeout(LOGIN_MAX, preparing).await.map_err(|_| Error::Timeout("the login"))?
     }
 
-    async fn login(target: &Target, host: &Host) -> Result<Sql, Error> {
-        let session = login::log_in(target, host, &[]).await?;
+    async fn prepare(target: &Target, host: &Host, session: Session) -> Result<Sql, Error> {
         let mut config = Config::new();
         config.user(&target.user).ssl_mode(SslMode::Disable);
         let (client, connection) = config.connect_raw(Replay::from(session), NoTls).await?;
@@ -64,7 +65,7 @@ impl Sql {
     /// Connects to the first host that `target` accepts.
     ///
     /// # Errors
-    /// Of the hosts' errors one that a person can mend, else the last.
+    /// The host's; of several, [`Error::NoHost`] unless a person must mend each of them.
     pub async fn connect_any(target: &Target) -> Result<Sql, Error> {
         Sql::connect_from(target, 0).await
     }
@@ -74,25 +75,35 @@ impl Sql {
     /// # Errors
     /// As [`connect_any`](Sql::connect_any).
     pub async fn connect_from(target: &Target, first: usize) -> Result<Sql, Error> {
-        let mut told = Error::Closed;
+        let mut errors = Vec::new();
         let first = first % target.hosts.len().max(1);
         for host in target.hosts.iter().cycle().skip(first).take(target.hosts.len()) {
             match Sql::connect_if_writable(target, host).await {
                 Ok(sql) => return Ok(sql),
-                // That another host is down or a standby is nothing new.
-                Err(_) if matches!(told, Error::Server(_) | Error::Login(_) | Error::Tls(_)) => {}
-                Err(error) => told = error,
+                Err(error) => errors.push((host, error)),
             }
         }
-        Err(told)
+        // One that is only away may be the right one: what the others have against us may not matter.
+        match errors.len() {
+            1 => Err(errors.remove(0).1),
+            _ if errors.iter().all(|(_, error)| !error.passes()) && !errors.is_empty() => {
+                Err(errors.remove(0).1)
+            }
+            _ => {
+                let told = errors.iter().map(|(host, error)| format!("{host}: {error}"));
+                Err(Error::NoHost(told.collect::<Vec<_>>().join("; ")))
+            }
+        }
     }
 
-    /// A replication connection to the same server.
+    /// A replication connection to the same server, with what `target` says today: this connection may
+    /// have waited for long.
     ///
     /// # Errors
     /// As [`Connection::connect`].
-    pub async fn walsender(&self) -> Result<Connection, Error> {
-        Connection::connect(&self.target, &self.host).await
+    pub async fn walsender(&self, target: &Target) -> Result<Connection, Error> {
+        let same = |host: &&Host| host.address == self.host.address && host.port == self.host.port;
+        Connection::connect(target, target.hosts.iter().find(same).unwrap_or(&self.host)).await
     }
 
     async fn connect_if_writable(target: &Target, host: &Host) -> Result<Sql, Error> {
@@ -104,7 +115,10 @@ impl Sql {
                 "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
             }
         };
-        match sql.client.query_one(unfit, &[]).await?.get::<_, bool>(0) {
+        let asking = sql.client.query_one(unfit, &[]);
+        let answer =
+            timeout(LOGIN_MAX, asking).await.map_err(|_| Error::Timeout("whether it takes writes"))?;
+        match answer?.get::<_, bool>(0) {
             true => Err(Error::ReadOnly(host.to_string())),
             false => Ok(sql),
         }

@@ -22,7 +22,7 @@ const FRAME_MAX: usize = 1 << 30;
 /// How much is read at once. Frames are slices of such a chunk.
 const CHUNK: usize = 64 * 1024;
 
-/// A login or a catalogue query is done by then, or the server is as good as away.
+/// A catalogue query is done by then, or the server is as good as away.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// The kernel takes a status update at once unless the peer has stopped reading for good.
@@ -56,10 +56,9 @@ impl Frames {
         Frames { io, read: BytesMut::with_capacity(CHUNK) }
     }
 
-    /// The socket, when all that was read from it has been taken.
-    pub(super) fn into_io(self) -> Box<dyn Io> {
-        debug_assert!(self.read.is_empty(), "bytes that were read would be lost");
-        self.io
+    /// The socket, and what was read from it and not taken.
+    pub(super) fn into_parts(self) -> (Box<dyn Io>, BytesMut) {
+        (self.io, self.read)
     }
 
     /// What the buffer takes up.
@@ -131,9 +130,7 @@ impl Connection {
     /// # Errors
     /// The host cannot be reached, TLS fails, or the server refuses the login.
     pub async fn connect(target: &Target, host: &Host) -> Result<Connection, Error> {
-        let logging_in = login::log_in(target, host, &PARAMETERS);
-        let session = timeout(ANSWER_MAX, logging_in).await.map_err(|_| Error::Timeout("the login"))??;
-        Connection::begin(session).await
+        Connection::begin(login::log_in(target, host, &PARAMETERS).await?).await
     }
 
     /// A connection that has logged in over this socket.

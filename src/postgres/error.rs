@@ -44,9 +44,30 @@ pub enum Error {
     /// TLS is not offered or its handshake fails.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
+    /// None of several hosts can be used; each with its reason.
+    #[error("no host can be used: {0}")]
+    NoHost(String),
     /// The server takes no writes, and one that does is wanted.
     #[error("{0} takes no writes, and target_session_attrs asks for a server that does")]
     ReadOnly(String),
+}
+
+impl Error {
+    /// Whether it may pass by itself: the server is away, starts or stops, or is full.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        match self {
+            Error::Server(error) => {
+                let state = error.code.code();
+                state == SqlState::LOCK_NOT_AVAILABLE.code()
+                    || state == SqlState::READ_ONLY_SQL_TRANSACTION.code()
+                    // Connection, rollback, resources, operator intervention.
+                    || ["08", "40", "53", "57"].iter().any(|class| state.starts_with(class))
+            }
+            Error::Login(_) | Error::Tls(_) | Error::Decode(_) => false,
+            _ => true,
+        }
+    }
 }
 
 /// An ErrorResponse or NoticeResponse (Postgres manual, "Error and Notice Message Fields").

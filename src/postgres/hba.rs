@@ -1,5 +1,7 @@
 //! Lines of `pg_hba.conf` (Postgres manual, "The pg_hba.conf File").
 
+use std::net::IpAddr;
+
 /// Words that mean something where they stand unquoted.
 const KEYWORDS: [&str; 5] = ["all", "replication", "sameuser", "samerole", "samegroup"];
 
@@ -22,12 +24,12 @@ pub fn missing_line(message: &str) -> Option<String> {
         Some(rest.split_once('"')?.0)
     };
     let (host, user, database) = (quoted("host")?, quoted("user")?, quoted("database")?);
-    let (kind, address) = match host {
-        "[local]" => ("local", String::new()),
-        host => {
-            let bits = if host.contains(':') { 128 } else { 32 };
-            (if told.contains("SSL encryption") { "hostssl" } else { "host" }, format!(" {host}/{bits}"))
-        }
+    let (kind, address) = if host == "[local]" {
+        ("local", String::new())
+    } else {
+        let address: IpAddr = host.parse().ok()?;
+        let bits = if address.is_ipv6() { 128 } else { 32 };
+        (if told.contains("SSL encryption") { "hostssl" } else { "host" }, format!(" {address}/{bits}"))
     };
     Some(format!("{kind} {} {}{address} scram-sha-256", name(database), name(user)))
 }
@@ -54,6 +56,9 @@ mod tests {
         ] {
             assert_eq!(missing_line(told).as_deref(), Some(line));
         }
+        let forged =
+            "no pg_hba.conf entry for host \"x'; evil; '\", user \"u\", database \"d\", no encryption";
+        assert_eq!(missing_line(forged), None);
         assert_eq!(missing_line("role \"x\" does not exist"), None);
     }
 }

@@ -15,8 +15,13 @@ use postgres_protocol::message::{backend, frontend};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+
+/// TLS and login are done by then, or the server is as good as away.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Why we do not log in as the server asks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,25 +60,18 @@ pub(super) async fn log_in(
     host: &Host,
     parameters: &[(&str, &str)],
 ) -> Result<Session, Error> {
-    let attempt = async |tls: Attempt| {
-        let socket = socket::open(target, host).await?;
-        let socket = match tls {
-            Attempt::Plain => socket,
-            Attempt::Tls { or_plain } => match socket::secure(socket, target, host).await? {
-                Offer::Tls(socket) => socket,
-                Offer::None(socket) if or_plain => socket,
-                Offer::None(_) => return Err(TlsError::NotOffered(target.encryption.mode.name()).into()),
-            },
-        };
-        start(socket, target, host, parameters).await
-    };
     let (first, second) = attempts(target, host);
-    match (attempt(first).await, second) {
-        (Err(error @ (Error::Server(_) | Error::Tls(_))), Some(second)) => {
-            attempt(second).await.map_err(|other| telling(error, other))
-        }
-        (result, _) => result,
+    // Whether the server has asked for proof, or let us in: from then on no other attempt is made.
+    let mut asked = false;
+    let error = match first.make(target, host, parameters, &mut asked).await {
+        Err(error @ (Error::Server(_) | Error::Tls(_))) if !asked => error,
+        result => return result,
+    };
+    let Some(second) = second else { return Err(error) };
+    if second == Attempt::Plain {
+        tracing::warn!(%host, %error, "sslmode=prefer: trying without TLS");
     }
+    second.make(target, host, parameters, &mut asked).await.map_err(|other| telling(error, other))
 }
 
 /// With TLS, or without.
@@ -84,6 +82,30 @@ enum Attempt {
     Tls {
         or_plain: bool,
     },
+}
+
+impl Attempt {
+    async fn make(
+        self,
+        target: &Target,
+        host: &Host,
+        parameters: &[(&str, &str)],
+        asked: &mut bool,
+    ) -> Result<Session, Error> {
+        let socket = socket::open(target, host).await?;
+        let rest = async {
+            let socket = match self {
+                Attempt::Plain => socket,
+                Attempt::Tls { or_plain } => match socket::secure(socket, target, host).await? {
+                    Offer::Tls(socket) => socket,
+                    Offer::None(socket) if or_plain => socket,
+                    Offer::None(_) => return Err(TlsError::NotOffered(target.encryption.mode.name()).into()),
+                },
+            };
+            start(socket, target, host, parameters, asked).await
+        };
+        timeout(ANSWER_MAX, rest).await.map_err(|_| Error::Timeout("the login"))?
+    }
 }
 
 /// What is tried, and what is tried next if the server refuses that (Postgres manual, "sslmode").
@@ -98,12 +120,13 @@ fn attempts(target: &Target, host: &Host) -> (Attempt, Option<Attempt>) {
     }
 }
 
-/// Of two refusals the one that says more: that pg_hba.conf has no line for the connection with TLS, or
-/// for the one without, matters less than a password that is wrong.
+/// Of two refusals the one that says more. That pg_hba.conf has no line for the connection without TLS
+/// matters less than why there is none with it, and both less than a password that is wrong.
 fn telling(first: Error, second: Error) -> Error {
     let of = |error: &Error| match error {
         Error::Server(error) if error.code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => 1,
-        Error::Server(_) | Error::Login(_) => 2,
+        Error::Tls(_) => 2,
+        Error::Server(_) | Error::Login(_) => 3,
         _ => 0,
     };
     if of(&second) > of(&first) { second } else { first }
@@ -115,6 +138,7 @@ pub(super) async fn start(
     target: &Target,
     host: &Host,
     parameters: &[(&str, &str)],
+    asked: &mut bool,
 ) -> Result<Session, Error> {
     let mut all = vec![
         ("user", target.user.as_str()),
@@ -132,7 +156,7 @@ pub(super) async fn start(
     let mut frames = Frames::new(io);
     frames.send(&message).await?;
     let proof = Proof { login: &target.login, user: &target.user, host, privacy };
-    let mut greeting = vec![proof.give(&mut frames).await.map_err(|error| match error {
+    let mut greeting = vec![proof.give(&mut frames, asked).await.map_err(|error| match error {
         Error::Io(error) => tls::failed(error, host.name()),
         other => other,
     })?];
@@ -166,19 +190,20 @@ struct Scram {
 
 impl Proof<'_> {
     /// Answers what the server asks until it is content; its last word.
-    async fn give(&self, frames: &mut Frames) -> Result<Frame, Error> {
+    async fn give(&self, frames: &mut Frames, asked: &mut bool) -> Result<Frame, Error> {
         let mut answer = BytesMut::new();
-        let mut asked = Method::None;
+        let mut method = Method::None;
         let mut scram: Option<Scram> = None;
         loop {
             let frame = frames.next().await?;
             answer.clear();
+            *asked |= frame.tag == b'R';
             match parse(&frame)? {
                 backend::Message::AuthenticationOk => {
-                    self.permit(asked)?;
-                    // A server that lets us in without having proved that it knows the password.
+                    self.permit(method)?;
                     if scram.as_ref().is_some_and(|scram| !scram.finished) {
-                        return Err(out_of_order());
+                        let what = "the server lets us in without having proved that it knows the password";
+                        return Err(LoginError::Scram(what.to_owned()).into());
                     }
                     if self.login.channel_binding == ChannelBinding::Require
                         && !scram.is_some_and(|scram| scram.bound)
@@ -188,7 +213,7 @@ impl Proof<'_> {
                     return Ok(frame);
                 }
                 backend::Message::AuthenticationCleartextPassword => {
-                    asked = self.permit(Method::Password)?;
+                    method = self.permit(Method::Password)?;
                     self.unbound()?;
                     if self.privacy == Privacy::None && !self.login.cleartext {
                         return Err(LoginError::Cleartext.into());
@@ -196,13 +221,13 @@ impl Proof<'_> {
                     frontend::password_message(self.password()?, &mut answer)?;
                 }
                 backend::Message::AuthenticationMd5Password(body) => {
-                    asked = self.permit(Method::Md5)?;
+                    method = self.permit(Method::Md5)?;
                     self.unbound()?;
                     let hash = authentication::md5_hash(self.user.as_bytes(), self.password()?, body.salt());
                     frontend::password_message(hash.as_bytes(), &mut answer)?;
                 }
                 backend::Message::AuthenticationSasl(body) => {
-                    asked = self.permit(Method::ScramSha256)?;
+                    method = self.permit(Method::ScramSha256)?;
                     let begun = self.scram(&body)?;
                     let mechanism = if begun.bound { sasl::SCRAM_SHA_256_PLUS } else { sasl::SCRAM_SHA_256 };
                     frontend::sasl_initial_response(mechanism, begun.exchange.message(), &mut answer)?;
@@ -306,7 +331,9 @@ impl From<Session> for Replay {
     fn from(session: Session) -> Replay {
         let mut greeting = BytesMut::new();
         session.greeting.iter().for_each(|frame| frame.write(&mut greeting));
-        Replay { io: session.frames.into_io(), greeting, dropping: Dropping::Length(Vec::new()) }
+        let (io, unread) = session.frames.into_parts();
+        greeting.unsplit(unread);
+        Replay { io, greeting, dropping: Dropping::Length(Vec::new()) }
     }
 }
 

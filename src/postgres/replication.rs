@@ -308,7 +308,7 @@ mod tests {
         let target = Target::parse(Some("postgres://me@h/db"), &|_| None).unwrap();
         let login = tokio::spawn(async move {
             let socket = Socket { io: Box::new(ours), privacy: Privacy::None };
-            let session = login::start(socket, &target, &target.hosts[0], &PARAMETERS).await?;
+            let session = login::start(socket, &target, &target.hosts[0], &PARAMETERS, &mut false).await?;
             Connection::begin(session).await.map(|connection| connection.server_version())
         });
         let length = server.read_u32().await.unwrap();

@@ -5,8 +5,9 @@ use super::target::{Address, Host, Target, Tcp};
 use super::tls;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
 /// What a connection runs over.
@@ -35,23 +36,35 @@ pub(super) enum Privacy {
 
 /// Opens the socket to `host`.
 pub(super) async fn open(target: &Target, host: &Host) -> Result<Socket, Error> {
-    let opening = async {
-        Ok::<_, io::Error>(match &host.address {
-            Address::Tcp(name) => {
-                let stream = TcpStream::connect((name.as_str(), host.port)).await?;
-                tune(&stream, &target.tcp)?;
-                Socket { io: Box::new(stream), privacy: Privacy::None }
-            }
-            Address::Unix(folder) => {
-                let stream = UnixStream::connect(folder.join(format!(".s.PGSQL.{}", host.port))).await?;
-                Socket { io: Box::new(stream), privacy: Privacy::Local }
-            }
-        })
+    let opened = match &host.address {
+        Address::Tcp(name) => connect(name, host.port, target).await.and_then(|stream| {
+            tune(&stream, &target.tcp)?;
+            Ok(Socket { io: Box::new(stream), privacy: Privacy::None })
+        }),
+        Address::Unix(folder) => {
+            let socket = UnixStream::connect(folder.join(format!(".s.PGSQL.{}", host.port)));
+            let stream = in_time(target.connect_timeout, socket).await;
+            stream.map(|stream| Socket { io: Box::new(stream), privacy: Privacy::Local })
+        }
     };
-    match timeout(target.connect_timeout, opening).await {
-        Ok(opened) => opened.map_err(|source| Error::Connect { host: host.to_string(), source }),
-        Err(_) => Err(Error::Connect { host: host.to_string(), source: io::ErrorKind::TimedOut.into() }),
+    opened.map_err(|source| Error::Connect { host: host.to_string(), source })
+}
+
+/// To the first of the name's addresses that answers; each has its time, as with libpq.
+async fn connect(name: &str, port: u16, target: &Target) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let addresses: Vec<_> = in_time(target.connect_timeout, lookup_host((name, port))).await?.collect();
+    for address in addresses {
+        match in_time(target.connect_timeout, TcpStream::connect(address)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
     }
+    Err(last)
+}
+
+async fn in_time<T>(limit: Duration, doing: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, doing).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn tune(stream: &TcpStream, tcp: &Tcp) -> io::Result<()> {

@@ -51,7 +51,7 @@ impl Sides for Servers {
     }
 
     async fn postgres(&self, first: usize) -> Result<Postgres, Failure> {
-        let sql = Sql::connect_from(&self.config.postgres.database.resolve()?, first).await?;
+        let sql = Sql::connect_from(&self.config.postgres.database.resolve_again()?, first).await?;
         Ok(Postgres { sql: Arc::new(sql), config: Arc::clone(&self.config) })
     }
 }
@@ -121,7 +121,7 @@ impl Base for Postgres {
     }
 
     async fn walsender(&self) -> Result<Connection, Failure> {
-        Ok(self.sql.walsender().await?)
+        Ok(self.sql.walsender(&self.config.postgres.database.resolve_again()?).await?)
     }
 
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure> {

@@ -69,7 +69,7 @@ async fn streams_that_cannot_hold_an_outbox_are_refused() {
 async fn a_slot_confirmed_beyond_the_end_of_the_log_is_refused() {
     let pipeline = used().await;
     let target = Target::parse(Some(&pipeline.postgres.url("postgres")), &|_| None).unwrap();
-    let mut walsender = Sql::connect_any(&target).await.unwrap().walsender().await.unwrap();
+    let mut walsender = Sql::connect_any(&target).await.unwrap().walsender(&target).await.unwrap();
     walsender.start_replication("postrider", Lsn::ZERO, "postrider").await.unwrap();
     let mut stream = walsender.into_stream();
     let beyond = Lsn(u64::MAX >> 8);

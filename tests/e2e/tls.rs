@@ -57,7 +57,7 @@ impl Lab {
     async fn connect(&self, parameters: &str) -> Result<bool, Failure> {
         let target = Target::parse(Some(&self.url(parameters)), &|_| None).unwrap();
         let sql = Sql::connect_any(&target).await?;
-        sql.walsender().await?;
+        sql.walsender(&target).await?;
         let ssl = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
         Ok(sql.client.query_one(ssl, &[]).await.unwrap().get(0))
     }

@@ -288,7 +288,7 @@ async fn publication(config: &Config, sql: &Sql) -> Result<Objects, Failure> {
 /// server is.
 async fn replication(sql: &Sql) -> Result<(Connection, System), Failure> {
     let mut connection = sql
-        .walsender()
+        .walsender(&sql.target)
         .await
         .map_err(|error| Failure::from(error).context("open a replication connection"))?;
     let system = facts::identify(&mut connection).await?;

@@ -11,6 +11,9 @@ pub struct Encryption {
     pub mode: SslMode,
     /// `sslrootcert`: what the server's certificate is held against.
     pub roots: Roots,
+    /// Where libpq looks for revoked certificates. A list there is more than we can check: with one, no
+    /// certificate is taken as verified.
+    pub revoked: Option<PathBuf>,
     /// `sslcert` and `sslkey`: what is shown to a server that asks.
     pub identity: Option<Identity>,
     /// `sslnegotiation=direct`: TLS from the first byte on (17 and later).
@@ -122,6 +125,7 @@ pub(super) fn resolve(
     Ok(Encryption {
         mode,
         roots,
+        revoked: folder.as_ref().map(|folder| folder.join("root.crl")),
         identity: identity.map(|(certificate, key)| Identity { certificate, key }),
         direct,
         server_name: text("sslsni") != Some("0"),

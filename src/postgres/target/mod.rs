@@ -7,7 +7,9 @@
 //! tokio-postgres' own `Config` was the alternative. It reads neither the environment nor
 //! `.pgpass`, refuses parameters that libpq accepts, and takes `tcp_user_timeout` in another unit.
 //!
-//! Differs from libpq on purpose: a `@` after the user and password must be written `%40`, since a bare
+//! Differs from libpq on purpose: the default of target_session_attrs is read-write; a host that refuses
+//! the login does not keep the next from being tried; a password in clear is not sent where others can
+//! read it, unless require_auth names it; a `@` after the user and password must be written `%40`, since a bare
 //! one nearly always means an unescaped password that would otherwise be taken for a host or a
 //! database; connect_timeout=0 means the default, not forever.
 

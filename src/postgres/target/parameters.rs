@@ -196,6 +196,13 @@ impl Settings {
                 self.given.push((parameter, Value { part: name, text }));
             }
         }
+        // Older than PGSSLMODE, and still read where that is not set.
+        if !self.has("sslmode") && variable("PGREQUIRESSL").is_some_and(|text| text.starts_with('1')) {
+            let sslmode = PARAMETERS.iter().find(|parameter| parameter.name == "sslmode");
+            let required =
+                |parameter| (parameter, Value { part: "PGREQUIRESSL", text: "require".to_owned() });
+            self.given.extend(sslmode.map(required));
+        }
     }
 
     fn has(&self, name: &str) -> bool {

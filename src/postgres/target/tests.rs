@@ -29,6 +29,7 @@ fn encryption(mode: SslMode) -> Encryption {
     Encryption {
         mode,
         roots: Roots::File(PathBuf::new()),
+        revoked: None,
         identity: None,
         direct: false,
         server_name: true,
@@ -213,6 +214,14 @@ fn files_for_tls_are_named_or_lie_at_home() {
     assert_eq!(named.roots, Roots::File("/r".into()));
     assert_eq!(named.identity, Some(Identity { certificate: "/c".into(), key: "/k".into() }));
     assert_eq!(with("host=h sslcertmode=disable", &home).unwrap().encryption.identity, None);
+}
+
+#[test]
+fn an_old_variable_still_asks_for_tls() {
+    let mode = |variables: &[(&str, &str)]| with("host=h", variables).unwrap().encryption.mode;
+    assert_eq!(mode(&[("PGREQUIRESSL", "1")]), SslMode::Require);
+    assert_eq!(mode(&[("PGREQUIRESSL", "0")]), SslMode::Prefer);
+    assert_eq!(mode(&[("PGREQUIRESSL", "1"), ("PGSSLMODE", "disable")]), SslMode::Disable);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What a certificate says, as far as rustls does not tell.
 
 use aws_lc_rs::digest;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use std::net::IpAddr;
-use x509_cert::der::Decode;
+use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
@@ -56,6 +56,11 @@ impl Certificate {
         tbs.issuer() == tbs.subject()
     }
 
+    /// Its key, whatever its version.
+    pub(super) fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'static>> {
+        self.parsed.tbs_certificate().subject_public_key_info().to_der().ok().map(Into::into)
+    }
+
     /// Before, within, or behind its time.
     pub(super) fn age(&self, now: UnixTime) -> std::cmp::Ordering {
         let validity = self.parsed.tbs_certificate().validity();
@@ -70,7 +75,7 @@ impl Certificate {
     }
 
     /// RFC 5929, tls-server-end-point: the hash of the certificate by the hash of its signature, SHA-256
-    /// in place of MD5 and SHA-1. Other signatures name no hash, and Postgres computes none.
+    /// in place of MD5 and SHA-1. Ed25519 names no hash; that of RSA-PSS is not read here.
     pub(super) fn end_point_digest(&self, der: &CertificateDer<'_>) -> Option<Vec<u8>> {
         let algorithm = match self.parsed.signature_algorithm().oid.to_string().as_str() {
             // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256.

@@ -164,6 +164,11 @@ fn trusted(encryption: &Encryption) -> Result<Option<Trusted>, TlsError> {
             Ok(Some(Trusted::new(found.certs)))
         }
         Roots::File(path) if path.exists() => {
+            if let Some(revoked) = encryption.revoked.as_ref().filter(|revoked| revoked.exists()) {
+                let problem = "lists of revoked certificates are not read here: take it away, and issue server \
+                               certificates for a short time";
+                return Err(TlsError::File { path: revoked.clone(), problem: problem.to_owned() });
+            }
             let roots = certificates(path)?;
             if roots.is_empty() {
                 return Err(TlsError::File {
@@ -192,6 +197,9 @@ fn identity(identity: Option<&Identity>) -> Result<Option<Shown>, TlsError> {
     let chain = certificates(certificate)?;
     let failed = |problem: String| TlsError::File { path: key.clone(), problem };
     let metadata = std::fs::metadata(key).map_err(|error| failed(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(failed("is no plain file".to_owned()));
+    }
     if !is_private(&metadata) {
         return Err(failed(
             "others may read this private key: chmod 600 it (640 if it belongs to root)".to_owned(),
@@ -215,7 +223,7 @@ const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// libpq's rule: nobody but the owner, or root's file that a group may read.
 fn is_private(metadata: &std::fs::Metadata) -> bool {
     let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
-    metadata.is_file() && metadata.mode() & others == 0
+    metadata.mode() & others == 0
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -1,13 +1,17 @@
 //! Whether a server's certificate is good enough, by libpq's rules where they differ from webpki's.
 //!
 //! libpq (through OpenSSL) also takes a self-signed certificate that is itself in the root file, and a
-//! host named by the common name alone: what the Postgres manual's own example makes ("Creating
-//! Certificates"). webpki refuses both.
+//! host named by the common name alone: what the Postgres manual's example of a self-signed certificate
+//! makes ("Creating Certificates"). webpki refuses both. It also refuses certificates of version 1, which
+//! the manual's example of an authority makes: those are taken where nothing is to be verified.
 
 use super::certificate::{Certificate, common_name_matches};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
@@ -107,7 +111,18 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+        match (verify_tls13_signature(message, certificate, signed, &self.algorithms), &self.trusted) {
+            // webpki reads no certificate of version 1, which `openssl x509 -req` makes. Where none is
+            // verified its key will do.
+            (Err(Error::InvalidCertificate(problem)), None) => match Certificate::read(certificate) {
+                Some(read) => {
+                    let key = read.public_key().ok_or(Error::InvalidCertificate(problem))?;
+                    verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms)
+                }
+                None => Err(Error::InvalidCertificate(problem)),
+            },
+            (result, _) => result,
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
