@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-/// Look at the whole chain and say what is wrong, and what mends it. Changes nothing.
+/// Look at the whole chain and say what is wrong, and what mends it. Stores and changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:

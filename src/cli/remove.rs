@@ -3,11 +3,12 @@
 use super::{Ended, block_on, load};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
-use crate::nats::connect;
 use crate::nats::stream::Stream;
+use crate::nats::{connect, object_store};
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
-use crate::postgres::preflight;
+use crate::postgres::preflight as facts;
+use crate::relay::preflight;
 use crate::state::{checkpoint, dead_letter};
 use bytesize::ByteSize;
 use postgres_protocol::escape::escape_identifier;
@@ -21,7 +22,7 @@ use tokio_postgres::error::SqlState;
 Example:
   postrider remove                    # shows what would go, and asks
   postrider remove --yes              # asks nothing, for scripts
-  postrider remove --with-stream      # the stream with its messages too
+  postrider remove --with-stream      # the stream and its object store too
 
 A slot that no one reads retains WAL until the disk is full: remove it when the relay is gone for good.
 Events that are committed and not yet published are then only in the outbox table.")]
@@ -29,7 +30,7 @@ pub(super) struct Args {
     /// Leave the publication.
     #[arg(long)]
     keep_publication: bool,
-    /// Delete the stream with its messages too.
+    /// Delete the stream with its messages too, and the object store beside it.
     #[arg(long)]
     with_stream: bool,
     /// Do not ask.
@@ -52,11 +53,11 @@ struct Found {
     letters: u64,
     /// No other pipeline uses the schema, and no letter is open in it.
     schema: bool,
-    stream: Option<Stream>,
+    streams: Vec<Stream>,
 }
 
 async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
-    let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
+    let mut sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let mut plan = Vec::new();
     let found = look(args, config, &sql, &mut plan).await?;
     if plan.is_empty() {
@@ -64,6 +65,8 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     plan.iter().for_each(|line| println!("{line}"));
+    // Before the first thing is gone.
+    may_remove(config, &sql, &found).await?;
     if !args.yes && !confirmed()? {
         println!("nothing was removed");
         return Ok(());
@@ -78,24 +81,29 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
         })?;
         println!("removed     slot {slot}");
     }
+    let transaction = sql.client.transaction().await.map_err(Error::from)?;
+    let mut removed = Vec::new();
     if found.row {
         let delete = format!("DELETE FROM {} WHERE slot = $1", checkpoint::table(&config.postgres.schema));
-        sql.client.execute(&delete, &[slot]).await.map_err(Error::from)?;
-        println!("removed     checkpoint row");
+        transaction.execute(&delete, &[slot]).await.map_err(Error::from)?;
+        removed.push("checkpoint row".to_owned());
     }
     if found.publication {
         let name = escape_identifier(&config.postgres.publication);
-        execute(&sql, &format!("DROP PUBLICATION {name}")).await?;
-        println!("removed     publication {name}");
+        transaction.batch_execute(&format!("DROP PUBLICATION {name}")).await.map_err(Error::from)?;
+        removed.push(format!("publication {name}"));
     }
     if found.schema {
         let schema = escape_identifier(&config.postgres.schema);
         let tables =
             [checkpoint::table(&config.postgres.schema), dead_letter::table(&config.postgres.schema)];
-        execute(&sql, &format!("DROP TABLE {}; DROP SCHEMA {schema}", tables.join(", "))).await?;
-        println!("removed     schema {schema}");
+        let drop = format!("DROP TABLE {}; DROP SCHEMA {schema}", tables.join(", "));
+        transaction.batch_execute(&drop).await.map_err(Error::from)?;
+        removed.push(format!("schema {schema}"));
     }
-    if let Some(stream) = found.stream {
+    transaction.commit().await.map_err(Error::from)?;
+    removed.iter().for_each(|what| println!("removed     {what}"));
+    for stream in &found.streams {
         stream.delete().await?;
         println!("removed     stream {}", stream.name());
     }
@@ -107,25 +115,30 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
 }
 
 async fn look(args: &Args, config: &Config, sql: &Sql, plan: &mut Vec<String>) -> Result<Found, Failure> {
-    let (slot, outbox) = (&config.postgres.slot, &config.outbox.table);
-    let known = preflight::slot(sql, slot).await?;
-    if known.as_ref().is_some_and(|known| known.active_pid.is_some()) {
-        return Err(in_use(slot));
-    }
+    let slot = &config.postgres.slot;
+    let known = facts::slot(sql, slot).await?;
     if let Some(known) = &known {
+        if known.plugin.as_deref() != Some("pgoutput")
+            || known.database.as_deref() != Some(known.here.as_str())
+        {
+            // Names of slots are the whole server's: it is someone else's.
+            return Err(preflight::fit_slot(slot, known).err().unwrap_or_else(|| in_use(slot)));
+        }
+        if known.active_pid.is_some() {
+            return Err(in_use(slot));
+        }
         let retained = known.restart_lsn.map_or(0, |restart| known.wal_end.bytes_since(restart));
-        plan.push(format!("slot        {slot}, which retains {} of WAL", ByteSize(retained)));
+        plan.push(format!(
+            "slot        {slot} of database {}, which retains {} of WAL",
+            known.here,
+            ByteSize(retained)
+        ));
     }
     let row = of_schema(checkpoint::read(sql, &config.postgres.schema, slot).await)?.flatten();
     if let Some(row) = &row {
         plan.push(format!("row         of slot {slot}: everything before {} is settled", row.settled_lsn));
     }
-    let publication = &config.postgres.publication;
-    let published = preflight::publication(sql, publication, &outbox.schema, &outbox.name).await?;
-    let drop_publication = published.is_some() && !args.keep_publication;
-    if drop_publication {
-        plan.push(format!("publication {publication}"));
-    }
+    let publication = !args.keep_publication && publication_is_ours(config, sql, plan).await?;
     let letters = of_schema(dead_letter::open_count(sql, &config.postgres.schema, slot).await)?;
     let schema = match letters {
         // Its tables are not both there.
@@ -135,27 +148,82 @@ async fn look(args: &Args, config: &Config, sql: &Sql, plan: &mut Vec<String>) -
     if schema {
         plan.push(format!("schema      {}, which no other pipeline uses", config.postgres.schema));
     }
-    let mut stream = None;
-    if args.with_stream {
-        let nats = connect::connect(&config.nats.access).await?;
-        let named = Stream::named(&nats, &config.nats.stream).await?;
-        match named.look().await {
+    let streams = if args.with_stream { streams(config, plan).await? } else { Vec::new() };
+    Ok(Found {
+        slot: known.is_some(),
+        row: row.is_some(),
+        publication,
+        letters: letters.unwrap_or(0),
+        schema,
+        streams,
+    })
+}
+
+/// Whether the publication can go: another pipeline, or a table that is not the outbox, keeps it.
+async fn publication_is_ours(config: &Config, sql: &Sql, plan: &mut Vec<String>) -> Result<bool, Failure> {
+    let (name, outbox) = (&config.postgres.publication, &config.outbox.table);
+    let Some(published) = facts::publication(sql, name, &outbox.schema, &outbox.name).await? else {
+        return Ok(false);
+    };
+    let others = format!(
+        "SELECT EXISTS (SELECT FROM {} WHERE slot <> $1 AND publication_oid = $2)",
+        checkpoint::table(&config.postgres.schema)
+    );
+    let others = sql.client.query_one(&others, &[&config.postgres.slot, &published.oid]).await;
+    let others = of_schema(others.map_err(Error::from))?.is_some_and(|row| row.get(0));
+    let kept = match (others, published.has_others) {
+        (true, _) => "which another pipeline uses",
+        (false, true) => "which has other tables",
+        (false, false) => {
+            plan.push(format!("publication {name}"));
+            return Ok(true);
+        }
+    };
+    println!("kept        publication {name}, {kept}");
+    Ok(false)
+}
+
+/// The stream, and the object store beside it.
+async fn streams(config: &Config, plan: &mut Vec<String>) -> Result<Vec<Stream>, Failure> {
+    let nats = connect::connect(&config.nats.access).await?;
+    let store = format!("OBJ_{}", object_store::bucket(&config.nats.stream));
+    let mut found = Vec::new();
+    for name in [&config.nats.stream, &store] {
+        let stream = Stream::named(&nats, name).await?;
+        match stream.look().await {
             Ok(look) => {
-                plan.push(format!("stream      {} with its {} messages", named.name(), look.messages));
-                stream = Some(named);
+                plan.push(format!("stream      {name} with its {} messages", look.messages));
+                found.push(stream);
             }
             Err(failure) if failure.code == Code::StreamMissing => {}
             Err(failure) => return Err(failure),
         }
     }
-    Ok(Found {
-        slot: known.is_some(),
-        row: row.is_some(),
-        publication: drop_publication,
-        letters: letters.unwrap_or(0),
-        schema,
-        stream,
-    })
+    Ok(found)
+}
+
+/// What belongs to others is not removed by halves.
+async fn may_remove(config: &Config, sql: &Sql, found: &Found) -> Result<(), Failure> {
+    let query = "SELECT \
+        coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = $1), true), \
+        coalesce((SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = $2), true), \
+        coalesce((SELECT has_table_privilege(c.oid, 'DELETE') FROM pg_class c JOIN pg_namespace n \
+        ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relname = 'pipeline'), true)";
+    let (publication, schema) = (&config.postgres.publication, &config.postgres.schema);
+    let row = sql.client.query_one(query, &[publication, schema]).await.map_err(Error::from)?;
+    let lacking = [
+        (found.publication && !row.get::<_, bool>(0), "own the publication"),
+        (found.schema && !row.get::<_, bool>(1), "own the schema"),
+        (found.row && !row.get::<_, bool>(2), "delete the checkpoint row"),
+    ];
+    match lacking.iter().find(|(lacks, _)| *lacks) {
+        None => Ok(()),
+        Some((_, what)) => Err(Failure::new(
+            Code::PostgresRefuses,
+            format!("role `{}` does not {what}: nothing was removed", sql.target.user),
+            "run it as the role that ran postrider init (DATABASE_URL), or have a DBA run sql/remove.sql",
+        )),
+    }
 }
 
 /// None when schema or table do not exist.
@@ -179,10 +247,6 @@ async fn is_ours_alone(config: &Config, sql: &Sql) -> Result<bool, Failure> {
     );
     let row = sql.client.query_one(&query, &[&config.postgres.slot, schema]).await.map_err(Error::from)?;
     Ok(row.get(0))
-}
-
-async fn execute(sql: &Sql, statement: &str) -> Result<(), Failure> {
-    Ok(sql.client.batch_execute(statement).await.map_err(Error::from)?)
 }
 
 fn in_use(slot: &str) -> Failure {

@@ -13,6 +13,7 @@ use crate::postgres::error::Error;
 use crate::relay::preflight;
 use postgres_protocol::escape::escape_identifier as quoted;
 use std::time::{Duration, Instant};
+use tokio_postgres::error::SqlState;
 
 /// Text in every column that needs some.
 const NAME: &str = "postrider_canary";
@@ -37,12 +38,28 @@ async fn flown(config: &Config, limit: Duration) -> Result<Duration, Failure> {
 
     let insert = insert(&sql, config, &resolved, table.oid).await?;
     let mut seen = stream.look().await?.end.last_seq;
+    let id = quoted(resolved.id_column());
+    let table_name = config.outbox.table.to_string();
+    let sequence = "SELECT pg_get_serial_sequence($1, $2)";
+    let sequence = sql.client.query_one(sequence, &[&table_name, &resolved.id_column()]).await;
+    let sequence: Option<String> = sequence.map_err(Error::from)?.get(0);
     let refused = |error: tokio_postgres::Error| {
         let role = quoted(&sql.target.user);
+        if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+            let what = format!("the outbox does not take the canary: {}", Error::from(error));
+            return Failure::new(
+                Code::CanaryLost,
+                what,
+                "leave --canary out, or let the table take such a row",
+            );
+        }
         let failure = Failure::from(Error::from(error)).context("write the canary");
-        failure.sql(format!("GRANT INSERT, SELECT, DELETE ON {} TO {role};", config.outbox.table))
+        let failure = failure.sql(format!("GRANT INSERT, SELECT, DELETE ON {table_name} TO {role};"));
+        match &sequence {
+            Some(sequence) => failure.sql(format!("GRANT USAGE ON SEQUENCE {sequence} TO {role};")),
+            None => failure,
+        }
     };
-    let id = quoted(resolved.id_column());
     let delete = format!("DELETE FROM {} WHERE {id}::text = $1", config.outbox.table);
     sql.client.batch_execute("BEGIN").await.map_err(refused)?;
     let inserted: String = sql.client.query_one(&insert, &[]).await.map_err(refused)?.get(0);

@@ -15,7 +15,7 @@ mod pair;
 mod postgres;
 
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Code, Failure};
 use crate::outbox::Resolved;
 use serde::Serialize;
 use std::time::Duration;
@@ -115,10 +115,17 @@ pub async fn examine(config: &Config, old: Duration) -> Report {
         broker.as_ref().and_then(|broker| broker.look.as_ref()).is_some_and(|look| look.end.last_seq > 0);
     if base.is_some_and(|base| base.row.is_some() || base.slot.is_some() && written) {
         // There was a pipeline: what is missing of it is not made anew without saying what is given up.
-        let commands = report.findings.iter_mut().flat_map(|finding| &mut finding.command);
+        let parts =
+            [Code::PublicationMissing, Code::SlotMissing, Code::CheckpointMissing, Code::StreamMissing];
+        let parts = parts.map(Code::as_str);
+        let findings = report.findings.iter_mut().filter(|finding| parts.contains(&finding.code));
+        let commands = findings.flat_map(|finding| &mut finding.command);
         for command in commands.filter(|command| *command == "postrider init") {
             command.push_str(" --adopt");
         }
+    }
+    if let Some(broker) = &broker {
+        nats::payloads(config, broker, &mut report).await;
     }
     report.findings.sort_by_key(|finding| finding.level);
     report

@@ -1,7 +1,7 @@
 //! The sink.
 
 use super::Report;
-use crate::config::Config;
+use crate::config::{Config, Oversize};
 use crate::error::{Code, Failure};
 use crate::nats::connect;
 use crate::nats::object_store;
@@ -42,24 +42,21 @@ pub(super) async fn examine(
                 Ok(()) => publishing(&stream, look, template, report).await,
             }
         }
-        if look.end.last_seq > 0 {
-            report.told(stream.message(look.end.last_seq).await);
-        }
-    }
-    if config.delivery.oversize == crate::config::Oversize::ObjectStore
-        && report.told(object_store::exists(&stream).await) == Some(false)
-    {
-        let bucket = object_store::bucket(stream.name());
-        report.error(
-            Failure::new(
-                Code::StreamMissing,
-                format!("the object store `{bucket}` does not exist"),
-                "init makes it",
-            )
-            .command("postrider init"),
-        );
+        // Whether it may be read, also where it is empty.
+        report.told(stream.message(look.end.last_seq.max(1)).await);
     }
     Some(Broker { stream, look })
+}
+
+/// The object store beside the stream, where it is used.
+pub(super) async fn payloads(config: &Config, broker: &Broker, report: &mut Report) {
+    let stream = &broker.stream;
+    if config.delivery.oversize == Oversize::ObjectStore
+        && report.told(object_store::exists(stream).await) == Some(false)
+    {
+        let what = format!("the object store `{}` does not exist", object_store::bucket(stream.name()));
+        report.error(Failure::new(Code::StreamMissing, what, "init makes it").command("postrider init"));
+    }
 }
 
 /// Limits that refuse events, or lose them.
@@ -77,11 +74,16 @@ fn limits(config: &Config, look: &Look, report: &mut Report) {
         );
     }
     match stream.retention.as_str() {
-        "interest" => report.warning(Failure::new(
-            Code::StreamLoses,
-            format!("stream `{name}` keeps messages only while a consumer is interested: without one, events are gone at once"),
-            "make every consumer durable before the relay runs, or use limits retention (a new stream)",
-        )),
+        "interest" => {
+            let what = format!("stream `{name}` keeps messages only while a consumer is interested");
+            let remedy = "make every consumer durable before the relay runs, or use limits retention (a new stream)";
+            if look.consumers == 0 {
+                let what = format!("{what}, and there is none: events are gone at once");
+                report.warning(Failure::new(Code::StreamLoses, what, remedy));
+            } else {
+                report.advice(Failure::new(Code::StreamLoses, what, remedy));
+            }
+        }
         "workqueue" => report.advice(Failure::new(
             Code::StreamLoses,
             format!("stream `{name}` is a work queue: each event goes to one consumer and is gone when it is acknowledged"),
@@ -89,9 +91,10 @@ fn limits(config: &Config, look: &Look, report: &mut Report) {
         )),
         _ => {}
     }
-    for (what, used, limit) in
-        [("bytes", look.bytes, stream.max_bytes), ("messages", look.messages, stream.max_msgs)]
-    {
+    for (what, flag, used, limit) in [
+        ("bytes", "bytes", look.bytes, stream.max_bytes),
+        ("messages", "msgs", look.messages, stream.max_msgs),
+    ] {
         let Some(limit) = u64::try_from(limit).ok().filter(|limit| *limit > 0) else { continue };
         let percent = used.saturating_mul(100) / limit;
         if percent >= FULL_PERCENT {
@@ -101,7 +104,7 @@ fn limits(config: &Config, look: &Look, report: &mut Report) {
                 format!("stream `{name}` holds {} of {} {what}: {percent} %", shown(used), shown(limit)),
                 "raise the limit, or let max_age make room; a full stream stops the relay, and nothing is lost",
             );
-            report.warning(failure.command(format!("nats stream edit {name} --max-{what}=-1 --force")));
+            report.warning(failure.command(format!("nats stream edit {name} --max-{flag}=-1 --force")));
         }
     }
     if stream.max_msgs_per_subject > 0 {

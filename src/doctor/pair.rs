@@ -181,7 +181,7 @@ async fn forecasts(config: &Config, base: &Base, report: &mut Report) {
                         "at the present {}/s of WAL the slot is lost after an outage of {shown}",
                         ByteSize(rate_bytes(rate))
                     ),
-                    base.server.service.remedy("max_slot_wal_keep_size", "50GB", false),
+                    "raise max_slot_wal_keep_size as far as the disk allows, or make the outage shorter (a second relay)",
                 ));
             } else {
                 report.forecast(format!(

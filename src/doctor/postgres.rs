@@ -21,7 +21,6 @@ const ABANDONED_MIN: u64 = 1 << 30;
 /// What became known.
 pub(super) struct Base {
     pub(super) sql: Sql,
-    pub(super) server: Server,
     pub(super) resolved: Option<Resolved>,
     pub(super) slot: Option<Slot>,
     pub(super) row: Option<Checkpoint>,
@@ -46,18 +45,20 @@ pub(super) async fn examine(config: &Config, old: Duration, report: &mut Report)
         Some(table) => publication(&sql, config, table, resolved.as_ref(), report).await,
         None => None,
     };
+    // The slot first: a relay that runs writes the row before it confirms.
+    let slot = slot(&sql, config, report).await;
     let row = own_tables(&sql, config, report).await;
-    let slot = slot(&sql, config, &server, report).await;
     if let (Some(objects), Some(row)) = (objects, &row)
         && objects != row.objects
     {
         report.error(preflight::changed(&config.postgres.publication, Some(objects), row.objects));
     }
-    settings(&sql, config, &server, report).await;
+    settings(&sql, config, &server, slot.as_ref(), report).await;
+    room(&sql, config, &server, report).await;
     held_back(&sql, old, report).await;
     abandoned(&sql, config, report).await;
     let system = walsender(&sql, report).await;
-    Some(Base { sql, server, resolved, slot, row, system })
+    Some(Base { sql, resolved, slot, row, system })
 }
 
 fn encryption(sql: &Sql, report: &mut Report) {
@@ -101,16 +102,19 @@ async fn publication(
 ) -> Option<Objects> {
     let found = report.told(preflight::publication(sql, config, table).await)?;
     let name = &config.postgres.publication;
-    let Publication { more, columns, row_filter, .. } = &found;
+    let quoted = escape_identifier(name);
+    let Publication { more, columns, row_filter, has_others, .. } = &found;
     if *more {
-        report.advice(
-            Failure::new(
-                Code::PublishesMore,
-                format!("publication `{name}` also publishes updates, deletes or truncates, which are decoded for nothing"),
-                "publish inserts alone",
-            )
-            .sql(format!("ALTER PUBLICATION {} SET (publish = 'insert');", escape_identifier(name))),
+        let what = format!(
+            "publication `{name}` also publishes updates, deletes or truncates, which are decoded for nothing"
         );
+        let remedy = if *has_others {
+            "give the outbox a publication of its own, with inserts alone (postgres.publication)"
+        } else {
+            "publish inserts alone"
+        };
+        let sql = format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');");
+        report.advice(Failure::new(Code::PublishesMore, what, remedy).sql_where(!has_others, sql));
     }
     if let Some(filter) = row_filter {
         report.advice(Failure::new(
@@ -130,13 +134,11 @@ async fn publication(
             Failure::new(
                 Code::PublicationUnfit,
                 format!("publication `{name}` leaves out columns that are read: {}", missing.join(", ")),
-                "publish the whole row",
+                "publish the whole row; taking the table out and putting it back makes a hole, if a row is written just then",
             )
-            .sql(format!(
-                "ALTER PUBLICATION {} SET TABLE {};",
-                escape_identifier(name),
-                config.outbox.table
-            )),
+            .sql(format!("ALTER PUBLICATION {quoted} DROP TABLE {};", config.outbox.table))
+            .sql(format!("ALTER PUBLICATION {quoted} ADD TABLE {};", config.outbox.table))
+            .command("postrider init --adopt"),
         );
     }
     report.sound(format!("publication {name}"));
@@ -169,8 +171,9 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
         let open = dead_letter::open_count(sql, schema, &config.postgres.slot).await.map_err(Failure::from);
         if let Some(open @ 1..) = report.told(open) {
             let what = format!("{open} dead letters are open: events that were not published");
-            let remedy = "see why, mend it, and replay or drop them: postrider dlq replay --all";
-            report.warning(Failure::new(Code::LettersOpen, what, remedy).command("postrider dlq list"));
+            let remedy =
+                "postrider dlq list and show say why; mend it, then postrider dlq replay --all, or drop";
+            report.warning(Failure::new(Code::LettersOpen, what, remedy));
         }
     }
     report.told(preflight::checkpoints(sql, config).await)?;
@@ -189,7 +192,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
     row
 }
 
-async fn slot(sql: &Sql, config: &Config, server: &Server, report: &mut Report) -> Option<Slot> {
+async fn slot(sql: &Sql, config: &Config, report: &mut Report) -> Option<Slot> {
     let name = &config.postgres.slot;
     let known = facts::slot(sql, name).await.map_err(Failure::from);
     let Some(slot) = report.told(known)? else {
@@ -205,60 +208,58 @@ async fn slot(sql: &Sql, config: &Config, server: &Server, report: &mut Report) 
             report.sound(format!("slot {name}, {reader}"));
         }
     }
-    if let Some(status @ ("extended" | "unreserved")) = slot.wal_status.as_deref() {
-        let failure = Failure::new(
-            Code::OutageLosesSlot,
-            format!("slot `{name}` is `{status}`: it retains more WAL than it is meant to, and is lost next"),
-            "let the relay catch up (postrider status says why it does not), or give it more room",
-        );
-        let failure = failure.setting(server.service == Service::Own, "max_slot_wal_keep_size", "50GB");
-        if status == "unreserved" { report.error(failure) } else { report.warning(failure) }
-    }
     Some(slot)
 }
 
 /// Settings that end in an outage.
-async fn settings(sql: &Sql, config: &Config, server: &Server, report: &mut Report) {
-    let query = "SELECT current_setting('max_slot_wal_keep_size'), \
+async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slot>, report: &mut Report) {
+    let query = "SELECT (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
+        (SELECT max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+        ELSE pg_current_wal_lsn() END, restart_lsn))::bigint FROM pg_replication_slots), \
         coalesce(current_setting('idle_replication_slot_timeout', true), '0'), \
         current_setting('synchronous_standby_names'), \
-        (SELECT count(*) FROM pg_replication_slots), current_setting('max_replication_slots')::bigint, \
-        (SELECT count(*) FROM pg_stat_replication), current_setting('max_wal_senders')::bigint, \
-        (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), \
-        EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1), \
-        EXISTS (SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
-        WHERE s.slot_name = $1), \
         (SELECT (to_jsonb(s)->>'failover')::bool FROM pg_replication_slots s WHERE slot_name = $1), \
         EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical'), \
         (SELECT spill_txns FROM pg_stat_replication_slots WHERE slot_name = $1), \
-        (SELECT datconnlimit FROM pg_database WHERE datname = current_database())";
+        (SELECT setting::bigint >> 10 FROM pg_settings WHERE name = 'logical_decoding_work_mem')";
     let asked = sql.client.query_one(query, &[&config.postgres.slot]).await;
     let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
     let own = server.service == Service::Own;
-    let change = |code, what: String, setting: &str, value: &str, restarts: bool| {
-        Failure::new(code, what, server.service.remedy(setting, value, restarts)).setting(own, setting, value)
+    let change = |code, what: String, setting: &str, value: &str| {
+        Failure::new(code, what, server.service.remedy(setting, value, false)).setting(own, setting, value)
     };
-    if row.get::<_, &str>(0) == "-1" {
+    let (limit, retained): (i64, Option<i64>) = (row.get(0), row.get(1));
+    let enough = enough_wal(limit, retained.unwrap_or(0));
+    if limit < 0 {
         report.warning(change(
             Code::OutageFillsDisk,
             "max_slot_wal_keep_size is -1: while no relay reads the slot, WAL grows until the disk is full"
                 .to_owned(),
             "max_slot_wal_keep_size",
-            "20GB",
-            false,
+            &enough,
         ));
     }
-    let idle: &str = row.get(1);
+    if slot.is_some_and(|slot| slot.wal_status.as_deref() == Some("unreserved")) {
+        report.error(change(
+            Code::OutageLosesSlot,
+            format!(
+                "slot `{}` retains more than max_slot_wal_keep_size: the next checkpoint loses it",
+                config.postgres.slot
+            ),
+            "max_slot_wal_keep_size",
+            &enough,
+        ));
+    }
+    let idle: &str = row.get(2);
     if idle != "0" {
         report.warning(change(
             Code::SlotTimesOut,
             format!("idle_replication_slot_timeout is {idle}: a slot that no one reads for so long is lost"),
             "idle_replication_slot_timeout",
             "0",
-            false,
         ));
     }
-    let names: &str = row.get(2);
+    let names: &str = row.get(3);
     let waits = names.split(|c: char| c == ',' || c == '(' || c == ')' || c.is_whitespace());
     let us = sql.target.application_name.as_str();
     if waits.map(|name| name.trim_matches('"')).any(|name| name == "*" || name.eq_ignore_ascii_case(us)) {
@@ -270,8 +271,7 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, report: &mut Repo
             format!("name the standbys one by one, without `*` and `{us}`, in synchronous_standby_names"),
         ));
     }
-    room(&row, own, server, report);
-    if row.get::<_, Option<bool>>(10) == Some(false) && row.get(11) {
+    if row.get::<_, Option<bool>>(4) == Some(false) && row.get(5) {
         report.advice(Failure::new(
             Code::SlotNotSynced,
             format!("slot `{}` is not synchronized to standbys: a failover loses it", config.postgres.slot),
@@ -279,23 +279,39 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, report: &mut Repo
              sync_replication_slots = on at the standby",
         ));
     }
-    if row.get::<_, Option<i64>>(12).is_some_and(|spilled| spilled > 0) {
+    let memory: i64 = row.get(7);
+    if row.get::<_, Option<i64>>(6).is_some_and(|spilled| spilled > 0) {
         report.advice(change(
             Code::DecodingSpills,
             "transactions were larger than logical_decoding_work_mem and went to disk on their way"
                 .to_owned(),
             "logical_decoding_work_mem",
-            "256MB",
-            false,
+            &format!("{}MB", (memory * 2).max(256)),
         ));
     }
 }
 
+/// A limit under which no slot is lost by being given it: twice what is retained, or the present limit.
+fn enough_wal(limit: i64, retained: i64) -> String {
+    const GIB: i64 = 1 << 30;
+    let bytes = limit.max(retained).saturating_mul(2);
+    format!("{}GB", (bytes / GIB + 1).max(20))
+}
+
 /// Room for one slot, one walsender and two connections.
-fn room(row: &tokio_postgres::Row, own: bool, server: &Server, report: &mut Report) {
-    let (slots, slots_max): (i64, i64) = (row.get(3), row.get(4));
-    let (senders, senders_max): (i64, i64) = (row.get(5), row.get(6));
-    let (has_slot, streams): (bool, bool) = (row.get(8), row.get(9));
+async fn room(sql: &Sql, config: &Config, server: &Server, report: &mut Report) {
+    let query = "SELECT (SELECT count(*) FROM pg_replication_slots), current_setting('max_replication_slots')::bigint, \
+        (SELECT count(*) FROM pg_stat_replication), current_setting('max_wal_senders')::bigint, \
+        EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1), \
+        EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active), \
+        (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), datconnlimit, datname::text \
+        FROM pg_database WHERE datname = current_database()";
+    let asked = sql.client.query_one(query, &[&config.postgres.slot]).await;
+    let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
+    let (slots, slots_max): (i64, i64) = (row.get(0), row.get(1));
+    let (senders, senders_max): (i64, i64) = (row.get(2), row.get(3));
+    let (has_slot, streams): (bool, bool) = (row.get(4), row.get(5));
+    let own = server.service == Service::Own;
     let mut full = |what: String, setting: &str, value: i64| {
         let statement = format!("ALTER SYSTEM SET {setting} = {value};");
         let remedy = server.service.remedy(setting, &value.to_string(), true);
@@ -312,15 +328,13 @@ fn room(row: &tokio_postgres::Row, own: bool, server: &Server, report: &mut Repo
         full(format!("all {senders_max} walsenders are in use"), "max_wal_senders", senders_max + 10);
     }
     // SQL and replication; a second relay stands by with as many.
+    let (role, database): (i32, i32) = (row.get(6), row.get(7));
+    let database_name = escape_identifier(row.get(8));
     for (limit, whose, statement) in [
-        (
-            row.get::<_, i32>(7),
-            "the role",
-            format!("ALTER ROLE {} CONNECTION LIMIT -1;", escape_identifier(&server.role)),
-        ),
-        (row.get::<_, i32>(13), "the database", "ALTER DATABASE … CONNECTION LIMIT -1;".to_owned()),
+        (role, "the role", format!("ALTER ROLE {} CONNECTION LIMIT -1;", escape_identifier(&server.role))),
+        (database, "the database", format!("ALTER DATABASE {database_name} CONNECTION LIMIT -1;")),
     ] {
-        if (0..4).contains(&limit) && (whose == "the role" || limit < 2) {
+        if (0..4).contains(&limit) {
             let what = format!("{whose} may have {limit} connections; a relay has two, and as many stand by");
             let failure = Failure::new(Code::RoleLimited, what, "raise its limit").sql(statement);
             if limit < 2 { report.error(failure) } else { report.warning(failure) }
@@ -328,14 +342,14 @@ fn room(row: &tokio_postgres::Row, own: bool, server: &Server, report: &mut Repo
     }
 }
 
-/// Transactions that have been open for long and have written: they hold back what a restart must read
-/// again.
+/// Transactions that have been open for long and have written, in whichever database: they hold back
+/// what a restart must read again.
 async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
     let seconds = old.as_secs_f64();
     let query = "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), \
         extract(epoch FROM clock_timestamp() - xact_start)::float8 FROM pg_stat_activity \
-        WHERE backend_xid IS NOT NULL AND datname = current_database() \
-        AND clock_timestamp() - xact_start > make_interval(secs => $1) ORDER BY 4 DESC LIMIT 5";
+        WHERE backend_xid IS NOT NULL AND clock_timestamp() - xact_start > make_interval(secs => $1) \
+        ORDER BY 4 DESC LIMIT 5";
     let asked = sql.client.query(query, &[&seconds]).await;
     for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
         let (pid, user, name, age): (i32, String, String, f64) =
@@ -353,17 +367,26 @@ async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
             .sql(format!("SELECT pg_terminate_backend({pid});")),
         );
     }
-    let prepared = "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts \
-        WHERE database = current_database() AND clock_timestamp() - prepared > make_interval(secs => $1)";
+    let seen = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
+    let seen = sql.client.query_one(seen, &[]).await.map_err(|error| Failure::from(Error::from(error)));
+    if report.told(seen).is_some_and(|row| !row.get::<_, bool>(0)) {
+        let role = escape_identifier(&sql.target.user);
+        let what =
+            "the role cannot see how old the transactions of others are, which hold WAL back".to_owned();
+        let failure = Failure::new(Code::WalHeldBack, what, "let it, or run doctor as a superuser");
+        report.advice(failure.sql(format!("GRANT pg_read_all_stats TO {role};")));
+    }
+    let prepared = "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8, database::text \
+        FROM pg_prepared_xacts WHERE clock_timestamp() - prepared > make_interval(secs => $1)";
     let asked = sql.client.query(prepared, &[&seconds]).await;
     for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
-        let (gid, age): (String, f64) = (row.get(0), row.get(1));
+        let (gid, age, database): (String, f64, String) = (row.get(0), row.get(1), row.get(2));
         let minutes = age / 60.0;
         report.warning(
             Failure::new(
                 Code::WalHeldBack,
                 format!("the prepared transaction `{gid}` has been waiting for {minutes:.0} minutes: all WAL since is retained"),
-                "COMMIT PREPARED or ROLLBACK PREPARED it; nobody else will",
+                format!("in database `{database}` COMMIT PREPARED or ROLLBACK PREPARED it; nobody else will"),
             )
             .sql(format!("ROLLBACK PREPARED {};", escape_literal(&gid))),
         );
@@ -410,9 +433,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_limit_for_wal_lies_above_what_is_kept_and_what_was_allowed() {
+        const GIB: i64 = 1 << 30;
+        for (limit, retained, expected) in [
+            (-1, 0, "20GB"),
+            (-1, 30 * GIB, "61GB"),
+            (100 * GIB, 60 * GIB, "201GB"),
+            (64 << 20, 1 << 20, "20GB"),
+        ] {
+            assert_eq!(enough_wal(limit, retained), expected, "{limit} {retained}");
+        }
+    }
+
+    #[test]
     fn a_server_beyond_this_machine_must_prove_who_it_is() {
         let tcp = |name: &str| Address::Tcp(name.to_owned());
-        // PR0619
         assert!(is_unproved(&tcp("db.example.org"), SslMode::Require));
         assert!(is_unproved(&tcp("10.0.0.1"), SslMode::Disable));
         assert!(!is_unproved(&tcp("db.example.org"), SslMode::VerifyCa));

@@ -5,8 +5,9 @@ use super::stream::Stream;
 use crate::error::{Code, Failure};
 use serde_json::{Value, json};
 
-/// The first server that changes subjects on their way.
-const TRANSFORMS_SINCE: (i64, i64, i64) = (2, 10, 0);
+/// The first server that takes the expected sequence off what it sources, and changes subjects on their
+/// way. One before it refuses each event as out of place, for ever.
+const SINCE: (i64, i64, i64) = (2, 10, 16);
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +29,12 @@ pub async fn source(
     subjects: &str,
     renamed: Option<&str>,
 ) -> Result<Sourced, Failure> {
-    let (major, minor, patch) = TRANSFORMS_SINCE;
-    if renamed.is_some() && !into.is_server_compatible(major, minor, patch) {
+    let (major, minor, patch) = SINCE;
+    if !into.is_server_compatible(major, minor, patch) {
         return Err(Failure::new(
             Code::StreamUnfit,
-            "this nats-server cannot change subjects on their way",
-            "nats-server 2.10 or later, or leave out --as: events keep their subjects",
+            "this nats-server cannot source a stream with expected sequences",
+            "upgrade it to 2.10.16 or later",
         ));
     }
     let mut config = into.raw_config().await.map_err(|failure| match failure.code {

@@ -47,6 +47,7 @@ pub struct Config {
     pub max_msgs_per_subject: i64,
     /// Copies in a cluster.
     pub num_replicas: usize,
+    storage: String,
     no_ack: bool,
     sealed: bool,
     mirror: Option<serde_json::Value>,
@@ -68,6 +69,7 @@ impl Default for Config {
             max_bytes: -1,
             max_msgs_per_subject: -1,
             num_replicas: 1,
+            storage: String::new(),
             no_ack: false,
             sealed: false,
             mirror: None,
@@ -86,6 +88,8 @@ struct State {
     messages: u64,
     #[serde(default)]
     bytes: u64,
+    #[serde(default)]
+    consumer_count: usize,
     last_ts: Option<String>,
 }
 
@@ -133,6 +137,8 @@ pub struct Look {
     pub messages: u64,
     /// How many bytes they take.
     pub bytes: u64,
+    /// How many consumers it has.
+    pub consumers: usize,
     /// The cluster that it lives in.
     pub cluster: Option<String>,
     /// When the last message was stored, be it there or gone; none before the first.
@@ -189,6 +195,7 @@ impl Stream {
             end: StreamEnd { last_seq: info.state.last_seq, created: moment(&info.created)? },
             messages: info.state.messages,
             bytes: info.state.bytes,
+            consumers: info.state.consumer_count,
             cluster: info.cluster.and_then(|cluster| cluster.name),
             // Go's zero time stands for none.
             last_at: info
@@ -390,7 +397,7 @@ impl Stream {
             RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok((Stored::Gone, 0)),
             // It is there, and no header block of ours is unreadable.
             RawMessageErrorKind::Other if is_unreadable(&error) => Ok((Stored::Foreign("?".to_owned()), 0)),
-            _ => Err(self.silent(&error.to_string())),
+            _ => Err(self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))),
         }
     }
 
@@ -446,6 +453,7 @@ impl Config {
         let unfit = [
             (self.mirror.is_some(), "is a mirror"),
             (self.sources.as_ref().is_some_and(|sources| !sources.is_empty()), "has sources"),
+            (self.storage == "memory", "is kept in memory: a restart of its server loses it"),
             (self.sealed, "is sealed"),
             (self.no_ack, "does not acknowledge (no_ack)"),
             (

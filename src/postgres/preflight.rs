@@ -207,6 +207,8 @@ pub struct Publication {
     pub membership: u32,
     /// It has the table, in whichever way.
     pub has_table: bool,
+    /// It has other tables too.
+    pub has_others: bool,
     /// The columns that it publishes, where it has a list (15+).
     pub columns: Option<Vec<String>>,
     /// Its row filter (15+).
@@ -232,7 +234,8 @@ pub async fn publication(
               WHERE r.prpubid = p.oid AND n.nspname = $2 AND c.relname = $3), \
              t.tablename IS NOT NULL, \
              ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames')), \
-             to_jsonb(t)->>'rowfilter' \
+             to_jsonb(t)->>'rowfilter', EXISTS (SELECT FROM pg_publication_tables o WHERE o.pubname = p.pubname \
+             AND (o.schemaname, o.tablename) <> ($2, $3)) \
              FROM pg_publication p LEFT JOIN pg_publication_tables t \
              ON t.pubname = p.pubname AND t.schemaname = $2 AND t.tablename = $3 WHERE p.pubname = $1",
             &[&name, &schema, &table],
@@ -250,6 +253,7 @@ pub async fn publication(
             // 14 has no such column, and later versions list all columns where there is no list.
             columns: (!columns.is_empty()).then_some(columns),
             row_filter: row.get(7),
+            has_others: row.get(8),
         }
     }))
 }

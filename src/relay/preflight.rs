@@ -158,7 +158,10 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
         return unfit(
             "does not publish inserts",
             "let it; rows written before that are not in the slot",
-            format!("ALTER PUBLICATION {quoted} SET (publish = 'insert');"),
+            format!(
+                "ALTER PUBLICATION {quoted} SET (publish = 'insert{}');",
+                if publication.more { ", update, delete, truncate" } else { "" }
+            ),
         );
     }
     let read = |column: &&str| {

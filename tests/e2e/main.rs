@@ -24,6 +24,7 @@ mod publication;
 mod refusals;
 mod remove;
 mod rollback;
+mod rotation;
 mod sourcing;
 mod support;
 mod takeover;

@@ -1,6 +1,7 @@
 //! The least privileges on both sides, as `init --print-sql` and `init --print-nats` print them: with
 //! these and no more the relay does all that it does.
 
+use crate::doctor::{BOUNDED, doctor};
 use crate::support::{ARTICLE, Load, Pipeline, Servers, eventually};
 use async_nats::ConnectOptions;
 use async_nats::jetstream;
@@ -11,8 +12,9 @@ use std::time::Duration;
 /// A pipeline whose administrators pasted what was printed for them; the table's owner is another role
 /// than the relay's. The superusers' eyes for NATS beside it.
 async fn least(postgres: u32, nats: &str, object_store: bool) -> (Pipeline, jetstream::Context) {
-    let mut pipeline =
-        Pipeline::on(Servers { postgres: Some(postgres), nats: Some(nats), ..Servers::default() }).await;
+    let servers =
+        Servers { postgres: Some(postgres), nats: Some(nats), settings: BOUNDED, ..Servers::default() };
+    let mut pipeline = Pipeline::on(servers).await;
     pipeline.execute(ARTICLE).await;
     let relay = pipeline.postgres.url("postgres").replace("postgres@", "relay@");
     pipeline.set("DATABASE_URL", &relay);
@@ -61,6 +63,8 @@ async fn stored(root: &jetstream::Context, count: u64) {
 async fn all_that_a_relay_does(postgres: u32, nats: &str) {
     let (mut pipeline, root) = least(postgres, nats, true).await;
     pipeline.watch_commits().await;
+    let told = doctor(&pipeline).await;
+    assert_eq!(told.code, Some(0), "{:#?}", told.findings);
     let mut relay = pipeline.run().await;
     let mut standby = pipeline.spawn(&["run"]);
     standby.is("role", "standby").await;
@@ -89,15 +93,23 @@ async fn all_that_a_relay_does(postgres: u32, nats: &str) {
     assert_eq!(status.code, Some(0), "{}", status.stderr);
     let letters = pipeline.postrider(&["dlq", "list", "--json"]).await;
     assert!(letters.stdout.contains("bad_subject"), "{}{}", letters.stdout, letters.stderr);
-    let doctor = pipeline.postrider(&["doctor", "--json"]).await;
-    for code in ["PR0207", "PR0216", "PR0310", "PR0311", "PR0215"] {
-        assert!(!doctor.stdout.contains(code), "{}", doctor.stdout);
+    let told = doctor(&pipeline).await;
+    let alarming = told.findings.iter().filter(|finding| finding["level"] != "advice");
+    assert_eq!(alarming.map(|finding| &finding["code"]).collect::<Vec<_>>(), ["PR0620"]);
+    // The canary takes more, and says what.
+    let ended = pipeline.postrider(&["doctor", "--canary", "--json"]).await;
+    for grant in ["GRANT INSERT, SELECT, DELETE", "GRANT USAGE ON SEQUENCE"] {
+        assert!(ended.stdout.contains(grant), "{}", ended.stdout);
     }
     assert_eq!(standby.terminate().await, Some(0), "{}", standby.stderr());
     let stream = root.get_stream("OUTBOX").await.unwrap();
     assert_eq!(stream.cached_info().state.messages, committed - 1);
     let refused = pipeline.postrider(&["remove", "--yes"]).await;
-    assert_ne!(refused.code, Some(0), "what belongs to the owner is not the relay's to remove");
+    assert_eq!(refused.code, Some(3), "what belongs to the owner is not the relay's to remove");
+    assert_eq!(
+        pipeline.ask("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'postrider'").await,
+        "1"
+    );
 }
 
 #[tokio::test]

@@ -207,6 +207,36 @@ async fn a_server_is_asked_for_no_less_than_what_was_required() {
 }
 
 #[tokio::test]
+async fn what_the_server_refuses_inside_tls_is_not_tried_outside() {
+    let hba = "host all limited 127.0.0.1/32 scram-sha-256";
+    let settings = &[("log_connections", "on")];
+    let lab = Lab::new(&Authority::new("ours").issue("db", &["localhost"]), hba, settings).await;
+    lab.pipeline.execute("CREATE ROLE limited LOGIN CONNECTION LIMIT 0 PASSWORD 'right'").await;
+    let refused = lab.connect("host=localhost user=limited sslmode=prefer").await.unwrap_err();
+    assert_eq!(refused.code.as_str(), "PR0202", "{refused}");
+    let wrong = lab.connect("host=localhost user=limited password=wrong sslmode=prefer").await.unwrap_err();
+    assert_eq!(wrong.code.as_str(), "PR0203", "{wrong}");
+    let log = lab.pipeline.postgres.log();
+    assert_eq!(log.matches("too many connections for role").count(), 1, "{log}");
+    assert_eq!(log.matches("password authentication failed").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn of_several_hosts_one_that_is_away_is_waited_for() {
+    let lab = Lab::new(&Authority::new("ours").issue("db", &["localhost"]), SCRAM, &[]).await;
+    let port = lab.pipeline.postgres.port();
+    let url = format!("host=127.0.0.1,127.0.0.1 port=1,{port} user=relay password=wrong sslmode=require");
+    let both = lab.connect(&url).await.unwrap_err();
+    assert_eq!(both.code.as_str(), "PR0201", "{both}");
+    assert!(both.message.contains("password authentication failed"), "{both}");
+    let url =
+        format!("host=127.0.0.1,localhost port={port},{port} user=relay password=wrong sslmode=require");
+    assert_eq!(lab.connect(&url).await.unwrap_err().code.as_str(), "PR0203");
+    let url = format!("host=127.0.0.1,127.0.0.1 port=1,{port} user=relay sslmode=require");
+    assert!(lab.agrees(&url).await.unwrap());
+}
+
+#[tokio::test]
 async fn md5_and_trust_let_us_in() {
     let hba = "host all relay 127.0.0.1/32 md5\nhost all free 127.0.0.1/32 trust";
     let lab = Lab::new(&Authority::new("ours").issue("db", &["localhost"]), hba, &[]).await;

@@ -339,6 +339,7 @@ impl sides::Stream for Stream {
             config: serde_json::from_str(r#"{"subjects": ["outbox.>"]}"#).unwrap(),
             end: StreamEnd { last_seq: stream.last_seq, created: Timestamp(5) },
             bytes: 0,
+            consumers: 0,
             cluster: None,
             messages: stream.messages.len() as u64,
             last_at: stream.messages.get(&stream.last_seq).map(|last| world.moment(last.stored_at)),
