@@ -5,8 +5,7 @@ use postrider::outbox::Reason;
 use std::path::{Path, PathBuf};
 
 /// Codes that no test can bring about in reasonable time, or at all.
-const NOT_PROVOKED: [(Code, &str); 7] = [
-    (Code::SlotBusy, "how the slot refuses a second reader; a standby asks first, and waits"),
+const NOT_PROVOKED: [(Code, &str); 6] = [
     (Code::ServerUnproved, "all servers of the tests are on this machine; the rule is tested by value"),
     (Code::Unexpected, "what nobody foresaw"),
     (Code::DemoFailed, "the demo's own judgement that it lost or doubled something"),
