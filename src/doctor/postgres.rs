@@ -15,7 +15,7 @@ use bytesize::ByteSize;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use std::time::Duration;
 
-/// An idle slot of someone else is not worth a word below this.
+/// A slot that no one reads is not worth a word below this.
 const ABANDONED_MIN: u64 = 1 << 30;
 
 /// What became known.
@@ -201,14 +201,23 @@ async fn slot(sql: &Sql, config: &Config, report: &mut Report) -> Option<Slot> {
     };
     match preflight::fit_slot(name, &slot) {
         Err(failure) => report.error(failure),
-        Ok(()) => {
-            let reader = slot
-                .active_pid
-                .map_or("no relay reads it".to_owned(), |pid| format!("read by walsender {pid}"));
-            report.sound(format!("slot {name}, {reader}"));
-        }
+        Ok(()) => read_by(name, &slot, report),
     }
     Some(slot)
+}
+
+/// Whether a relay reads it, and what it keeps meanwhile.
+fn read_by(name: &str, slot: &Slot, report: &mut Report) {
+    let retained = slot.restart_lsn.map_or(0, |restart| slot.wal_end.bytes_since(restart));
+    match slot.active_pid {
+        Some(pid) => report.sound(format!("slot {name}, read by walsender {pid}")),
+        None if retained < ABANDONED_MIN => report.sound(format!("slot {name}, no relay reads it")),
+        None => report.warning(Failure::new(
+            Code::SlotAbandoned,
+            format!("no relay reads slot `{name}`, which retains {} of WAL", ByteSize(retained)),
+            "start one (postrider run); if it is gone for good, postrider remove ends the slot",
+        )),
+    }
 }
 
 /// Settings that end in an outage.

@@ -231,7 +231,7 @@ catalogue! {
     WalHeldBack = "PR0607", Findings, Operator, "an old transaction holds WAL back",
         "A transaction that has written and is still open, or was prepared and forgotten, keeps the slot's restart_lsn where it began: WAL grows, and after a crash everything since is sent again (and skipped).";
     SlotAbandoned = "PR0608", Findings, Operator, "a slot that no one reads",
-        "Another replication slot is inactive and retains WAL, until the disk is full.";
+        "A replication slot is inactive and retains WAL, until the disk is full. If it is the relay's own: start a relay, or postrider remove.";
     SlotNotSynced = "PR0609", Findings, Operator, "a failover loses the slot",
         "From Postgres 17 on a slot with `failover` is kept by standbys with sync_replication_slots = on. This one is not such a slot, and there are standbys.";
     DecodingSpills = "PR0610", Findings, Operator, "decoding goes by way of the disk",

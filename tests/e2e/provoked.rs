@@ -8,6 +8,7 @@ use postrider::demo::servers::{NatsServer, nats_program};
 use postrider::postgres::client::Sql;
 use postrider::postgres::lsn::Lsn;
 use postrider::postgres::target::Target;
+use serde_json::Value;
 
 #[tokio::test]
 async fn values_that_cannot_be_used_are_refused() {
@@ -228,9 +229,16 @@ async fn a_slot_that_nobody_reads_is_told_and_more_than_max_wal_size_is_no_fault
     let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'postrider'";
     assert_eq!(pipeline.ask(status).await, "extended");
     let told = doctor(&pipeline).await;
-    paste(&pipeline, told.finding("PR0608")).await;
+    let told_of = |name: &str| {
+        let of = |finding: &&Value| finding["message"].as_str().unwrap().contains(name);
+        told.findings.iter().filter(|finding| finding["code"] == "PR0608").find(of).unwrap().clone()
+    };
+    assert!(told_of("`postrider`")["remedy"].as_str().unwrap().contains("postrider remove"));
+    paste(&pipeline, &told_of("`forgotten`")).await;
+    let mut relay = pipeline.run().await;
     let told = doctor(&pipeline).await;
     assert_eq!(told.code, Some(0), "{:#?}", told.findings);
+    assert_eq!(relay.terminate().await, Some(0));
 }
 
 #[tokio::test]
@@ -239,7 +247,7 @@ async fn an_unbounded_slot_is_bounded_above_what_it_retains() {
     let pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
     pipeline.execute(ARTICLE).await;
     pipeline.init().await;
-    segments(&pipeline, 70).await;
+    segments(&pipeline, 30).await;
     paste(&pipeline, doctor(&pipeline).await.finding("PR0601")).await;
     pipeline.execute("CHECKPOINT").await;
     assert_eq!(doctor(&pipeline).await.code, Some(0));
