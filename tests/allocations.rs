@@ -32,12 +32,12 @@ const WINDOW: usize = 2_048;
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// What the relay adds to those of async-nats: a row's columns, the list of its headers, its subject,
-/// and a share of the buffers that it reads into.
-const ADDED_MAX: f64 = 3.0;
+/// What the relay makes: a row's columns, the list of its headers, its subject, and a share of the buffers
+/// that it reads into.
+const RELAY_MAX: f64 = 8.0;
 
 #[test]
-fn an_event_costs_three_allocations_more_than_a_bare_publish_of_it() {
+fn an_event_costs_far_fewer_allocations_than_async_nats_makes_to_publish_it() {
     for size in [1, 100] {
         let (small, large) = (Backlog::new(SMALL, size), Backlog::new(LARGE, size));
         let per_event = |large: AllocationInfo, small: AllocationInfo| {
@@ -47,7 +47,7 @@ fn an_event_costs_three_allocations_more_than_a_bare_publish_of_it() {
         let relay = per_event(large.relay(), small.relay());
         let bare = per_event(large.bare(), small.bare());
         println!("transactions of {size}: {relay:.2} allocations an event, {bare:.2} of a bare publisher");
-        assert!(relay <= bare + ADDED_MAX, "transactions of {size}: {relay:.2}, bare {bare:.2}");
+        assert!(relay <= RELAY_MAX, "transactions of {size}: {relay:.2}, bare {bare:.2}");
         // Both counts are real: a header map of seven has sixteen.
         assert!(bare > 16.0, "{bare:.2}");
     }

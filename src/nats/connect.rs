@@ -1,18 +1,18 @@
-//! One connection to NATS, and what becomes of it.
+//! The connection for requests, and what becomes of it and of the one that publishes.
 
 use super::login;
 use crate::config::{Access, JetStream, masked_server};
 use crate::error::{Code, Failure};
 use async_nats::jetstream::{self, Context};
 use async_nats::{AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// A publish inside the loop must never wait for a place in the client's queue: the largest window
-/// fits, with room for requests.
+/// No request must wait for a place in the client's queue.
 const CLIENT_CAPACITY: usize = 1 << 17;
 
-/// More answers than can be awaited: what does not fit is dropped silently by the client.
+/// What does not fit is dropped silently by the client.
 const ANSWERS_MAX: usize = 1 << 17;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -23,32 +23,46 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// What is known of the connection.
+/// What is known of the two connections: async-nats's, and the one that publishes.
 #[derive(Debug, Clone, Default)]
 pub struct Link {
-    /// It is up.
+    /// Both are up.
     pub up: bool,
-    /// How often it was lost.
+    /// How often one was lost.
     pub losses: u64,
     /// The last thing that the server complained about.
     pub complaint: Option<String>,
     /// How often it has complained.
     pub complaints: u64,
+    client_down: bool,
+    publishing_down: bool,
 }
 
 impl Link {
+    /// Of a connection that has just been made.
+    #[must_use]
+    pub fn new() -> Link {
+        Link { up: true, ..Link::default() }
+    }
+
     fn take(&mut self, event: &Event) {
         match event {
-            Event::Connected => self.up = true,
-            Event::Disconnected | Event::Closed => {
-                self.up = false;
-                self.losses += 1;
-            }
+            Event::Connected => self.client_down = false,
+            Event::Disconnected | Event::Closed => self.client_down = true,
             Event::ServerError(ServerError::Other(text)) => self.complain(text.clone()),
             Event::ServerError(error) => self.complain(error.to_string()),
             Event::ClientError(error) => self.complain(error.to_string()),
             Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {}
         }
+        self.look();
+    }
+
+    fn look(&mut self) {
+        let up = !self.client_down && !self.publishing_down;
+        if self.up && !up {
+            self.losses += 1;
+        }
+        self.up = up;
     }
 
     fn complain(&mut self, text: String) {
@@ -60,11 +74,13 @@ impl Link {
 /// A connected client.
 #[derive(Debug, Clone)]
 pub struct Nats {
-    /// To ask and publish with.
+    /// To ask with.
     pub client: Client,
-    jetstream: JetStream,
+    /// How it got in.
+    pub(super) access: Access,
     /// Its state, as it changes.
     pub link: watch::Receiver<Link>,
+    changed: Arc<watch::Sender<Link>>,
 }
 
 /// Connects to one of the servers. At each connection, also the later ones, credentials and
@@ -74,7 +90,9 @@ pub struct Nats {
 /// PR0301 when none is reached, PR0302 when it refuses the login, PR0313 when TLS fails, PR0308 when it
 /// is too old.
 pub async fn connect(access: &Access) -> Result<Nats, Failure> {
-    let (changed, link) = watch::channel(Link { up: true, ..Link::default() });
+    let (changed, link) = watch::channel(Link::new());
+    let changed = Arc::new(changed);
+    let changes = Arc::clone(&changed);
     let servers = servers(access);
     let shown: Vec<_> = servers.iter().map(|server| masked_server(server)).collect();
     let shown = shown.join(", ");
@@ -93,16 +111,11 @@ pub async fn connect(access: &Access) -> Result<Nats, Failure> {
         let delay = Duration::from_millis(50) * u32::try_from(attempts.min(20)).unwrap_or(20);
         delay.min(RECONNECT_DELAY_MAX)
     })
-    // Ours is stricter, and was done when the event was made.
-    .skip_subject_validation(true)
     .event_callback(move |event| {
-        changed.send_modify(|link| link.take(&event));
+        changes.send_modify(|link| link.take(&event));
         std::future::ready(())
     });
-    // Whoever names certificates or says tls:// does not want to go without TLS, also to servers that the
-    // first one tells of.
-    let asks = servers.iter().any(|server| server.starts_with("tls://"));
-    if asks || access.ca.is_some() || access.certificate.is_some() || access.tls_first {
+    if asks_for_tls(access) {
         options = options.require_tls(true);
     }
     if let Some(ca) = &access.ca {
@@ -123,14 +136,36 @@ pub async fn connect(access: &Access) -> Result<Nats, Failure> {
             "upgrade nats-server to 2.9 or later",
         ));
     }
-    Ok(Nats { client, jetstream: access.jetstream.clone(), link })
+    Ok(Nats { client, access: access.clone(), link, changed })
+}
+
+/// Whoever names certificates or says tls:// does not want to go without TLS, also to servers that the
+/// first one tells of.
+pub(super) fn asks_for_tls(access: &Access) -> bool {
+    let asks = servers(access).iter().any(|server| server.starts_with("tls://"));
+    asks || access.ca.is_some() || access.certificate.is_some() || access.tls_first
 }
 
 impl Nats {
+    /// The connection that publishes is up, or lost.
+    pub(super) fn publishing(&self, up: bool) {
+        self.changed.send_if_modified(|link| {
+            let changes = link.publishing_down == up;
+            link.publishing_down = !up;
+            link.look();
+            changes
+        });
+    }
+
+    /// The server complains on the connection that publishes.
+    pub(super) fn complains(&self, text: String) {
+        self.changed.send_modify(|link| link.complain(text));
+    }
+
     /// Where JetStream answers requests.
     #[must_use]
     pub fn api(&self) -> String {
-        match &self.jetstream {
+        match &self.access.jetstream {
             JetStream::Here => "$JS.API".to_owned(),
             JetStream::Domain(domain) => format!("$JS.{domain}.API"),
             JetStream::Prefix(prefix) => prefix.clone(),
@@ -141,7 +176,7 @@ impl Nats {
     #[must_use]
     pub fn jetstream(&self) -> Context {
         let client = self.client.clone();
-        match &self.jetstream {
+        match &self.access.jetstream {
             JetStream::Here => jetstream::new(client),
             JetStream::Domain(domain) => jetstream::with_domain(client, domain),
             JetStream::Prefix(prefix) => jetstream::with_prefix(client, prefix),

@@ -1,18 +1,16 @@
 //! The headers that the sender adds to an event's own: where it stands in the log, when it was
 //! committed, and the chain.
 //!
-//! Header maps are half of what a publish costs a client: each insert hashes its name, and all of them
-//! are hashed again whenever the map grows. Seven headers take 0.65 µs from an empty map, 0.59 from a
-//! copy of one that holds the stream's name (this). Tried besides: a copy with places for the names
-//! that every message has, whose empty values are replaced, 0.77; with the headers that the event
-//! before had alike, 0.41 to 0.46, but twice the time when rows of two kinds come in turns.
+//! They are written as they go over the wire. A map of headers, which async-nats takes, cost 0.59 to 0.65
+//! µs and 16 allocations a message.
 
 use crate::delivery::position::Place;
 use crate::outbox::Event;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
+use async_nats::HeaderName;
 use async_nats::header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM};
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use bytes::BytesMut;
 use std::fmt::Write;
 
 /// The header that says where in the log an event stands.
@@ -31,11 +29,13 @@ pub struct Stamp<'a> {
     pub commit_time: Timestamp,
 }
 
-/// Makes the headers of one message after the other.
+/// Writes one message after the other, as they go over the wire (`HPUB`; headers: ADR-4).
 #[derive(Debug)]
 pub struct Envelope {
-    /// What all messages have alike.
-    alike: HeaderMap,
+    /// What all headers begin with.
+    alike: Vec<u8>,
+    /// The headers of the message at hand.
+    headers: Vec<u8>,
     /// Of which the texts below are.
     transaction: Option<Lsn>,
     /// `<origin><commit LSN>/`
@@ -47,29 +47,47 @@ impl Envelope {
     /// For messages to `stream`.
     #[must_use]
     pub fn new(stream: &str) -> Envelope {
-        let mut alike = HeaderMap::new();
-        alike.insert(NATS_EXPECTED_STREAM, stream);
-        Envelope { alike, transaction: None, position: String::new(), commit_time: String::new() }
+        let mut alike = b"NATS/1.0\r\n".to_vec();
+        line(&mut alike, &NATS_EXPECTED_STREAM, &[stream]);
+        Envelope {
+            alike,
+            headers: Vec::new(),
+            transaction: None,
+            position: String::new(),
+            commit_time: String::new(),
+        }
     }
 
-    /// All headers of message `seq`, which is to be `event`.
-    pub fn headers(&mut self, seq: u64, event: &Event, stamp: Stamp<'_>) -> HeaderMap {
+    /// Adds message `seq`, which is to be `event`, to `out`; its answer goes to `<reply><seq>`.
+    pub fn write(&mut self, out: &mut BytesMut, seq: u64, reply: &str, event: &Event, stamp: Stamp<'_>) {
         if self.transaction != Some(stamp.place.commit_lsn) {
             self.begin(stamp);
         }
-        let mut headers = self.alike.clone();
         let mut digits = itoa::Buffer::new();
-        let index = digits.format(stamp.place.index);
-        let mut position = String::with_capacity(self.position.len() + index.len());
-        position.push_str(&self.position);
-        position.push_str(index);
-        headers.insert(POSITION.clone(), HeaderValue::from(position));
-        headers.insert(COMMIT_TIME.clone(), HeaderValue::from(self.commit_time.as_str()));
-        headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(digits.format(seq - 1)));
+        let headers = &mut self.headers;
+        headers.clear();
+        headers.extend_from_slice(&self.alike);
+        line(headers, &NATS_EXPECTED_LAST_SEQUENCE, &[digits.format(seq - 1)]);
+        line(headers, &POSITION, &[&self.position, digits.format(stamp.place.index)]);
+        line(headers, &COMMIT_TIME, &[&self.commit_time]);
         for (name, value) in &event.headers {
-            headers.insert(name.clone(), HeaderValue::from(value.as_str()));
+            line(headers, name, &[value.as_str()]);
         }
-        headers
+        headers.extend_from_slice(b"\r\n");
+
+        out.extend_from_slice(b"HPUB ");
+        out.extend_from_slice(event.subject.as_bytes());
+        out.extend_from_slice(b" ");
+        out.extend_from_slice(reply.as_bytes());
+        out.extend_from_slice(digits.format(seq).as_bytes());
+        out.extend_from_slice(b" ");
+        out.extend_from_slice(digits.format(headers.len()).as_bytes());
+        out.extend_from_slice(b" ");
+        out.extend_from_slice(digits.format(headers.len() + event.payload.len()).as_bytes());
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(headers);
+        out.extend_from_slice(&event.payload);
+        out.extend_from_slice(b"\r\n");
     }
 
     fn begin(&mut self, Stamp { origin, place, commit_time }: Stamp<'_>) {
@@ -79,6 +97,13 @@ impl Envelope {
         let _ = write!(self.commit_time, "{commit_time}");
         self.transaction = Some(place.commit_lsn);
     }
+}
+
+fn line(out: &mut Vec<u8>, name: &HeaderName, value: &[&str]) {
+    out.extend_from_slice(AsRef::<str>::as_ref(name).as_bytes());
+    out.extend_from_slice(b": ");
+    value.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
@@ -92,22 +117,15 @@ mod tests {
             id: Text::from_static(id),
             subject: Text::from_static("outbox.a"),
             headers: vec![(HeaderName::from_static("Postrider-Event-Id"), Text::from_static(id))],
-            payload: Bytes::new(),
+            payload: Bytes::from_static(b"{}"),
         }
     }
 
-    /// Names and values, sorted.
-    fn headers(envelope: &mut Envelope, seq: u64, id: &'static str, stamp: Stamp<'_>) -> Vec<String> {
-        let headers = envelope.headers(seq, &event(id), stamp);
-        let mut lines: Vec<_> = headers
-            .iter()
-            .map(|(name, values)| {
-                let [value] = values.as_slice() else { panic!("{name} has {} values", values.len()) };
-                format!("{name}: {value}")
-            })
-            .collect();
-        lines.sort();
-        lines
+    /// The lines of the message.
+    fn message(envelope: &mut Envelope, seq: u64, event: &Event, stamp: Stamp<'_>) -> Vec<String> {
+        let mut out = BytesMut::new();
+        envelope.write(&mut out, seq, "_INBOX.x.7.", event, stamp);
+        std::str::from_utf8(&out).unwrap().split("\r\n").map(str::to_owned).collect()
     }
 
     #[test]
@@ -124,13 +142,18 @@ mod tests {
             (3, 0xCD, 0, 1, "2000-01-01T00:00:00.000001Z", "7/1/postrider/00000000000000CD/0"),
         ] {
             assert_eq!(
-                headers(&mut envelope, seq, "e", stamp(lsn, index, micros)),
+                message(&mut envelope, seq, &event("e"), stamp(lsn, index, micros)),
                 [
-                    format!("Nats-Expected-Last-Sequence: {}", seq - 1),
+                    format!("HPUB outbox.a _INBOX.x.7.{seq} 203 205"),
+                    "NATS/1.0".to_owned(),
                     "Nats-Expected-Stream: OUTBOX".to_owned(),
+                    format!("Nats-Expected-Last-Sequence: {}", seq - 1),
+                    format!("Postrider-Position: {position}"),
                     format!("Postrider-Commit-Time: {time}"),
                     "Postrider-Event-Id: e".to_owned(),
-                    format!("Postrider-Position: {position}"),
+                    String::new(),
+                    "{}".to_owned(),
+                    String::new(),
                 ]
             );
         }
@@ -141,9 +164,11 @@ mod tests {
         let mut envelope = Envelope::new("OUTBOX");
         let place = Place { commit_lsn: Lsn(1), index: 0 };
         let stamp = Stamp { origin: "7/1/s/", place, commit_time: Timestamp(0) };
-        let before = headers(&mut envelope, 1, "before", stamp);
+        let before = message(&mut envelope, 1, &event("before"), stamp);
         assert!(before.contains(&"Postrider-Event-Id: before".to_owned()));
-        let bare = Event { headers: Vec::new(), ..event("after") };
-        assert_eq!(envelope.headers(2, &bare, stamp).len(), 4);
+        let bare = Event { headers: Vec::new(), payload: Bytes::new(), ..event("after") };
+        let after = message(&mut envelope, 2, &bare, stamp);
+        assert_eq!(after.len(), 9);
+        assert!(after.first().is_some_and(|line| line.ends_with(" 172 172")), "{after:?}");
     }
 }

@@ -1,7 +1,17 @@
-//! The way into JetStream over async-nats: connection, stream, publishing, answers.
+//! The way into JetStream: requests over async-nats, publishing and its answers over a connection of our
+//! own.
 //!
-//! async-nats reconnects by itself, replays commands that were queued and loses those that were in
-//! its write buffer. Neither can reorder the stream: every publish carries the sequence it expects.
+//! Either connection may break and lose what was on its way, async-nats's may send late what was queued.
+//! Nothing of it can reorder the stream: every publish carries the sequence it expects.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`connect`] | the client for requests, what becomes of both connections, where JetStream answers |
+//! | `login` | who we are, at each connection |
+//! | [`stream`], [`limits`] | the stream as its leader knows it, and what it takes |
+//! | `wire` | the connection that publishes |
+//! | [`envelope`], [`publish`], [`answer`] | messages as they are sent, and what JetStream says to them |
+//! | [`object_store`], [`sourcing`] | payloads that are too large; streams with other writers |
 
 pub mod answer;
 pub mod connect;
@@ -12,6 +22,7 @@ pub mod object_store;
 pub mod publish;
 pub mod sourcing;
 pub mod stream;
+mod wire;
 
 use serde::Deserialize;
 

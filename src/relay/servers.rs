@@ -215,11 +215,11 @@ impl Publisher for publish::Publisher {
         self.unanswered()
     }
 
-    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure> {
-        self.send(seq, event, stamp).await
+    fn send(&mut self, seq: u64, event: &Event, stamp: Stamp<'_>) {
+        self.send(seq, event, stamp);
     }
 
-    async fn answer(&mut self) -> Option<(u64, Answer)> {
+    async fn answer(&mut self) -> (u64, Answer) {
         self.answer().await
     }
 

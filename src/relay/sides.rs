@@ -131,12 +131,11 @@ pub(super) trait Publisher {
     /// Publishes of earlier epochs that were never answered: they may still be on their way.
     fn unanswered(&self) -> u64;
 
-    /// Sends `event`, which must become message `seq`.
-    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure>;
+    /// Sends `event`, which must become message `seq`. What gets lost is not answered.
+    fn send(&mut self, seq: u64, event: &Event, stamp: Stamp<'_>);
 
-    /// The next answer: the sequence that its message must get, and what JetStream says. None: the
-    /// client has ended. Cancel safe.
-    async fn answer(&mut self) -> Option<(u64, Answer)>;
+    /// The next answer: the sequence that its message must get, and what JetStream says. Cancel safe.
+    async fn answer(&mut self) -> (u64, Answer);
 
     /// An answer that is here already.
     fn answered(&mut self) -> Option<(u64, Answer)>;

@@ -89,7 +89,7 @@ impl<S: Sides> Pump<'_, S> {
     }
 
     /// Publishes what may go out now.
-    pub(super) async fn publish(&mut self) -> Result<(), Failure> {
+    pub(super) fn publish(&mut self) -> Result<(), Failure> {
         if self.stopping.is_some() || !self.session.resume.is_done() || self.aside.is_some() {
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl<S: Sides> Pump<'_, S> {
             if publisher.awaited() == 0 {
                 self.alive = Instant::now();
             }
-            publisher.send(self.window.next_seq(), event, item.taken.stamp()).await?;
+            publisher.send(self.window.next_seq(), &event, item.taken.stamp());
             self.sent_up_to = self.sent_up_to.max(Some(item.taken.place));
             self.window.send();
         }
@@ -137,10 +137,7 @@ impl<S: Sides> Pump<'_, S> {
     }
 
     /// Takes the answer, and those that are here behind it.
-    pub(super) fn answers(&mut self, first: Option<(u64, Answer)>) -> Result<(), Failure> {
-        let Some(first) = first else {
-            return Err(Failure::new(Code::NatsSession, "the NATS client has ended", ""));
-        };
+    pub(super) fn answers(&mut self, first: (u64, Answer)) {
         self.alive = Instant::now();
         let mut next = Some(first);
         while let Some((seq, answer)) = next {
@@ -158,7 +155,6 @@ impl<S: Sides> Pump<'_, S> {
             }
             next = self.session.broker.publisher.answered();
         }
-        Ok(())
     }
 
     pub(super) fn streaming(&mut self) {

@@ -164,7 +164,7 @@ pub(super) async fn connect(world: &Rc<World>) -> Result<sides::Broker<Stream, P
     if !world.broker.borrow().up {
         return Err(Failure::new(Code::NatsUnreachable, "connection refused", ""));
     }
-    let (changed, link) = watch::channel(Link { up: true, ..Link::default() });
+    let (changed, link) = watch::channel(Link::new());
     world.broker.borrow_mut().clients.push(changed);
     let (wire, sent) = mpsc::unbounded_channel();
     let (answers, inbox) = mpsc::unbounded_channel();
@@ -268,7 +268,7 @@ impl sides::Publisher for Publisher {
         self.unanswered
     }
 
-    async fn send(&mut self, seq: u64, event: Event, stamp: Stamp<'_>) -> Result<(), Failure> {
+    fn send(&mut self, seq: u64, event: &Event, stamp: Stamp<'_>) {
         let event_id = event.id.to_string();
         let identity = Identity {
             position: format!("{}{:016X}/{}", stamp.origin, stamp.place.commit_lsn.0, stamp.place.index)
@@ -281,16 +281,15 @@ impl sides::Publisher for Publisher {
         let size = if event.subject.ends_with(super::REFUSED) { usize::MAX } else { event.payload.len() };
         self.awaited += 1;
         let _ = self.wire.send(Wire { epoch: self.epoch, seq, event: identity, size });
-        Ok(())
     }
 
-    async fn answer(&mut self) -> Option<(u64, Answer)> {
-        loop {
-            let answer = self.inbox.recv().await?;
+    async fn answer(&mut self) -> (u64, Answer) {
+        while let Some(answer) = self.inbox.recv().await {
             if let Some(answer) = self.take(answer) {
-                return Some(answer);
+                return answer;
             }
         }
+        std::future::pending().await
     }
 
     fn answered(&mut self) -> Option<(u64, Answer)> {
