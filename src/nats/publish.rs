@@ -100,10 +100,8 @@ impl Publisher {
         self.awaited += 1;
         let State::Up(wire) = &mut self.state else { return };
         self.envelope.write(&mut wire.write, seq, &self.reply, event, stamp);
-        if wire.write.len() >= GATHERED
-            && let Err(broken) = wire.poll_send(&mut Context::from_waker(Waker::noop()))
-        {
-            self.lost(&broken);
+        if wire.write.len() >= GATHERED {
+            wire.poll_send(&mut Context::from_waker(Waker::noop()));
         }
     }
 
@@ -193,15 +191,16 @@ impl Publisher {
 /// To the first server that lets us in: those of nats.url, then those of the cluster that they told of.
 async fn connect(nats: Nats, inbox: String, wait: Duration) -> Result<Wire, Failure> {
     tokio::time::sleep(wait).await;
-    let mut told = Failure::new(Code::NatsSession, "nats.url names no server", "");
+    let mut told = None;
     let url = nats.access.url.current();
     let told_of = nats.client.server_info().connect_urls;
     for server in url.expose().split(',').chain(told_of.iter().map(String::as_str)) {
         let Ok(server) = server.trim().parse::<ServerAddr>() else { continue };
         match Wire::connect(&nats.access, &server, &inbox).await {
             Ok(wire) => return Ok(wire),
-            Err(failure) => told = failure,
+            // What the servers of nats.url have against us says more than what those do that they told of.
+            Err(failure) => _ = told.get_or_insert(failure),
         }
     }
-    Err(told)
+    Err(told.unwrap_or_else(|| Failure::new(Code::NatsSession, "nats.url names no server", "")))
 }

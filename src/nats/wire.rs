@@ -34,7 +34,7 @@ use serde_json::json;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,6 +70,10 @@ pub(super) enum Broken {
     Silent,
     #[error("the server is going away (lame duck)")]
     LameDuck,
+    #[error("the server refuses the login: {0}")]
+    Refused(String),
+    #[error("login: {0}")]
+    Login(#[from] login::LoginError),
     #[error("protocol violation: {0}")]
     Protocol(String),
 }
@@ -101,6 +105,10 @@ pub(super) struct Wire {
     pub(super) write: BytesMut,
     /// The largest message that the server takes.
     pub(super) max_payload: usize,
+    /// Something that was written waits inside of TLS.
+    unflushed: bool,
+    /// Writing failed; what the server had to say is still to be read.
+    broken: Option<Broken>,
     pings: Interval,
     pings_out: u32,
 }
@@ -126,6 +134,9 @@ impl Wire {
     async fn log_in(access: &Access, server: &ServerAddr, inbox: &str) -> Result<Wire, Broken> {
         let socket = TcpStream::connect((server.host(), server.port())).await?;
         socket.set_nodelay(true)?;
+        // What was not sent when this is dropped must not be sent later: it could fit into the chain again
+        // where a letter has moved it.
+        socket.set_zero_linger()?;
         let mut io: Box<dyn Io> = Box::new(socket);
         let asks = server.tls_required() || connect::asks_for_tls(access);
         if access.tls_first {
@@ -140,8 +151,7 @@ impl Wire {
             }
             io = secure(io, access, server).await?;
         }
-        let auth = login::auth(access, info.nonce.as_bytes())
-            .map_err(|error| Broken::Protocol(error.to_string()))?;
+        let auth = login::auth(access, info.nonce.as_bytes())?;
         let hello = json!({
             "verbose": false, "pedantic": false, "headers": true, "no_responders": true, "echo": false,
             "protocol": 1, "tls_required": asks, "name": "postrider publishing", "lang": "rust",
@@ -154,12 +164,20 @@ impl Wire {
         let mut pings = interval(PING_INTERVAL);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let max_payload = info.max_payload;
-        let mut wire =
-            Wire { io, read, write: BytesMut::with_capacity(CHUNK), max_payload, pings, pings_out: 1 };
+        let mut wire = Wire {
+            io,
+            read,
+            write: BytesMut::with_capacity(CHUNK),
+            max_payload,
+            unflushed: false,
+            broken: None,
+            pings,
+            pings_out: 1,
+        };
         // Let in when it answers the ping.
         while wire.pings_out > 0 {
             if let Some(Heard::Complaint(text)) = wire.take("")? {
-                return Err(Broken::Protocol(text));
+                return Err(Broken::Refused(text));
             }
             if wire.pings_out > 0 && wire.io.read_buf(&mut wire.read).await? == 0 {
                 return Err(Broken::Closed);
@@ -174,41 +192,55 @@ impl Wire {
             if let Some(heard) = self.take(reply)? {
                 return Poll::Ready(Ok(heard));
             }
-            self.poll_send(cx)?;
+            self.poll_send(cx);
             while self.pings.poll_tick(cx).is_ready() {
                 self.pings_out += 1;
                 if self.pings_out > PINGS_MAX {
                     return Poll::Ready(Err(Broken::Silent));
                 }
                 self.write.extend_from_slice(b"PING\r\n");
-                self.poll_send(cx)?;
+                self.poll_send(cx);
             }
             if self.read.capacity() - self.read.len() < CHUNK / 4 {
                 self.read.reserve(CHUNK);
             }
             let reading = std::pin::pin!(self.io.read_buf(&mut self.read));
-            if ready!(reading.poll(cx))? == 0 {
-                return Poll::Ready(Err(Broken::Closed));
+            let read = match reading.poll(cx) {
+                Poll::Ready(read) => read,
+                // Writing failed, and all that the server had said is read.
+                Poll::Pending => {
+                    return self.broken.take().map_or(Poll::Pending, |broken| Poll::Ready(Err(broken)));
+                }
+            };
+            match (read, self.broken.take()) {
+                (Ok(0) | Err(_), Some(broken)) => return Poll::Ready(Err(broken)),
+                (Ok(0), None) => return Poll::Ready(Err(Broken::Closed)),
+                (Err(error), None) => return Poll::Ready(Err(error.into())),
+                (Ok(_), broken) => self.broken = broken,
             }
         }
     }
 
-    /// Sends as much as the socket takes.
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        if self.write.is_empty() {
-            return Ok(());
-        }
-        while !self.write.is_empty() {
+    /// Sends as much as the socket takes. That it fails is told by [`poll`](Wire::poll), once everything
+    /// is read that the server had to say.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) {
+        while !self.write.is_empty() && self.broken.is_none() {
             match Pin::new(&mut self.io).poll_write(cx, &self.write) {
-                Poll::Ready(Ok(0)) => return Err(Broken::Closed),
-                Poll::Ready(Ok(sent)) => self.write.advance(sent),
-                Poll::Ready(Err(error)) => return Err(error.into()),
-                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(0)) => self.broken = Some(Broken::Closed),
+                Poll::Ready(Ok(sent)) => {
+                    self.write.advance(sent);
+                    self.unflushed = true;
+                }
+                Poll::Ready(Err(error)) => self.broken = Some(error.into()),
+                Poll::Pending => break,
             }
         }
-        match Pin::new(&mut self.io).poll_flush(cx) {
-            Poll::Ready(Err(error)) => Err(error.into()),
-            _ => Ok(()),
+        if self.unflushed && self.broken.is_none() {
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => self.broken = Some(error.into()),
+                Poll::Pending => {}
+            }
         }
     }
 
@@ -341,6 +373,8 @@ impl Wire {
             read: BytesMut::new(),
             write: BytesMut::new(),
             max_payload: 1 << 20,
+            unflushed: false,
+            broken: None,
             pings,
             pings_out: 0,
         }
@@ -394,7 +428,7 @@ mod tests {
             assert_eq!(heard, expected, "cut at {cut}");
             assert_eq!(wire.max_payload, 1024);
             let mut server = sending.await.unwrap();
-            poll_fn(|cx| Poll::Ready(wire.poll_send(cx))).await.unwrap();
+            wire.poll_send(&mut Context::from_waker(std::task::Waker::noop()));
             drop(wire);
             let mut sent = String::new();
             server.read_to_string(&mut sent).await.unwrap();
@@ -421,6 +455,79 @@ mod tests {
             let broken = poll_fn(|cx| wire.poll(cx, REPLY)).await.unwrap_err().to_string();
             assert!(broken.contains(why), "{}: {broken}", String::from_utf8_lossy(said));
         }
+    }
+
+    /// Takes what is written, and sends it only when it is flushed for the second time.
+    struct Holding {
+        inner: tokio::io::DuplexStream,
+        held: Vec<u8>,
+        flushes: u32,
+    }
+
+    impl AsyncRead for Holding {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            if self.flushes == 1 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let held = std::mem::take(&mut self.held);
+            Pin::new(&mut self.inner).poll_write(cx, &held).map_ok(|_| ())
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_tls_has_taken_is_sent_though_its_first_flush_must_wait() {
+        let (ours, mut server) = duplex(1 << 16);
+        let mut wire = Wire::over(duplex(1).0);
+        wire.io = Box::new(Holding { inner: ours, held: Vec::new(), flushes: 0 });
+        wire.write.extend_from_slice(b"HPUB");
+        wire.poll_send(&mut Context::from_waker(std::task::Waker::noop()));
+        assert!(wire.write.is_empty() && wire.unflushed);
+        let mut sent = [0; 4];
+        tokio::select! {
+            heard = poll_fn(|cx| wire.poll(cx, REPLY)) => panic!("{heard:?}"),
+            read = server.read_exact(&mut sent) => { read.unwrap(); }
+        }
+        assert_eq!(&sent, b"HPUB");
+    }
+
+    #[tokio::test]
+    async fn what_the_server_said_before_it_closed_is_heard_though_writing_fails() {
+        let (ours, mut server) = duplex(1 << 16);
+        let mut wire = Wire::over(ours);
+        let said = [&answer("_INBOX.x.2.7")[..], b"-ERR 'Maximum Payload Violation'\r\n"].concat();
+        server.write_all(&said).await.unwrap();
+        drop(server);
+        wire.write.extend_from_slice(b"HPUB");
+        let stored = poll_fn(|cx| wire.poll(cx, REPLY)).await.unwrap();
+        assert_eq!(stored, Heard::Answer(Some(7), Answer::Stored(7)));
+        let complaint = poll_fn(|cx| wire.poll(cx, REPLY)).await.unwrap();
+        assert_eq!(complaint, Heard::Complaint("Maximum Payload Violation".to_owned()));
+        assert!(poll_fn(|cx| wire.poll(cx, REPLY)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

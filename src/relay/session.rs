@@ -8,7 +8,7 @@
 use super::intake::Intake;
 use super::preflight;
 use super::pump::{End, Opened, Process, Pump};
-use super::sides::{Base, Broker, Sides, Stream};
+use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use crate::config::{Config, Oversize};
 use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::confirm::Ledger;
@@ -28,7 +28,7 @@ use crate::state::checkpoint;
 use crate::state::dead_letter::Owner;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout_at};
 use tracing::{info, warn};
 
 /// A standby looks at the slot so often: a take-over waits that long at most.
@@ -84,7 +84,7 @@ async fn open<S: Sides>(
     resolved: &mut Option<Resolved>,
 ) -> Result<Opened<S>, Failure> {
     note(process, Role::Waiting, State::Discover, "looking at the stream");
-    let broker = sides.nats().await?;
+    let mut broker = sides.nats().await?;
     let before = broker.stream.look().await?;
 
     note(process, Role::Waiting, State::Discover, "connecting to Postgres");
@@ -101,7 +101,8 @@ async fn open<S: Sides>(
         return Err(preflight::changed(&config.postgres.publication, Some(objects), known.objects));
     }
 
-    let (mut replication, history, start) = take_slot(config, process, &base, &known).await?;
+    let (mut replication, history, start) =
+        take_slot(config, process, &base, &mut broker.publisher, &known).await?;
     let row = row(base.take(fastrand::i64(1..)).await?, config)?;
     // Both again, now that nobody else can move them.
     let slot = base.slot().await?;
@@ -125,6 +126,8 @@ async fn open<S: Sides>(
                 biased;
                 judged = &mut judging => break judged?,
                 _ = alive.tick() => replication.send_status(Lsn::ZERO, Lsn::ZERO, false).await?,
+                // Nothing is due: pings are answered.
+                _ = broker.publisher.answer() => {}
             }
         }
     };
@@ -223,6 +226,7 @@ async fn take_slot(
     config: &Config,
     process: &Process,
     base: &impl Base,
+    publisher: &mut impl Publisher,
     known: &Checkpoint,
 ) -> Result<(ReplicationStream, History, Lsn), Failure> {
     let slot = &config.postgres.slot;
@@ -239,7 +243,9 @@ async fn take_slot(
                 );
                 told = true;
             }
-            tokio::time::sleep(STANDBY_LOOK).await;
+            let next_look = Instant::now() + STANDBY_LOOK;
+            // Nothing is due: pings are answered, a lost connection is made anew.
+            while timeout_at(next_look, publisher.answer()).await.is_ok() {}
         }
         let mut connection = base.walsender().await?;
         let system = facts::identify(&mut connection).await?;

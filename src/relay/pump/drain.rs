@@ -87,6 +87,7 @@ impl<S: Sides> Pump<'_, S> {
     pub(super) fn silence(&self) -> Failure {
         let link = self.session.broker.link.borrow();
         let recent = link.complaint.as_ref().filter(|_| link.complaints > self.complaint);
+        let told = recent.map_or_else(String::new, |complaint| format!(": {complaint}"));
         match recent.filter(|text| text.to_lowercase().contains("permissions violation for publish")) {
             Some(complaint) => Failure::new(
                 Code::PublishForbidden,
@@ -96,9 +97,9 @@ impl<S: Sides> Pump<'_, S> {
             None => Failure::new(
                 Code::NatsSession,
                 if link.up {
-                    "JetStream does not answer publishes"
+                    format!("JetStream does not answer publishes{told}")
                 } else {
-                    "the connection to NATS is down"
+                    format!("the connection to NATS is down{told}")
                 },
                 "none is needed: the relay tries again",
             ),
@@ -134,6 +135,11 @@ impl<S: Sides> Pump<'_, S> {
                 _ => return Err(failure),
             },
         };
+        if !self.session.broker.link.borrow().up {
+            // Lost again meanwhile: a publish would go nowhere.
+            self.back_off();
+            return Ok(());
+        }
         self.alive = Instant::now();
         let name = self.session.broker.stream.name();
         look.config.fits(name, &self.session.template)?;

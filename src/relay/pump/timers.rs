@@ -12,7 +12,8 @@ impl<S: Sides> Pump<'_, S> {
         let awaited = self.session.broker.publisher.awaited();
         match self.phase {
             Phase::Drain { until } if now >= until || awaited == 0 => self.drained()?,
-            Phase::BackOff { until } if now >= until => self.sync(),
+            // Over another connection than publishes go: it says nothing of that one.
+            Phase::BackOff { until } if now >= until && self.session.broker.link.borrow().up => self.sync(),
             Phase::Probe | Phase::Stream if awaited > 0 && now >= self.alive + STALL => {
                 self.drain("JetStream does not answer");
             }
