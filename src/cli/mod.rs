@@ -98,3 +98,12 @@ fn drive<F: Future<Output = Result<(), Failure>>>(runtime: &mut Builder, future:
 fn load(flags: &crate::config::Flags) -> Result<Config, Vec<Failure>> {
     Config::load(flags)
 }
+
+/// None when schema or table do not exist.
+fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Failure> {
+    match asked.map_err(Into::into) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(failure) if failure.code == Code::SchemaMissing => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}

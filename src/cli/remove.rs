@@ -1,12 +1,11 @@
 //! `postrider remove`: takes away what `init` made, so that nothing retains WAL for a relay that is gone.
 
-use super::{Ended, block_on, load};
+use super::{Ended, block_on, load, of_schema};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::stream::Stream;
 use crate::nats::{connect, object_store};
 use crate::postgres::client::Sql;
-use crate::postgres::error::Error;
 use crate::postgres::preflight as facts;
 use crate::relay::preflight;
 use crate::state::{checkpoint, dead_letter};
@@ -77,20 +76,20 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
         let dropped = sql.client.execute("SELECT pg_drop_replication_slot($1)", &[slot]).await;
         dropped.map_err(|error| match error.code() {
             Some(&SqlState::OBJECT_IN_USE) => in_use(slot),
-            _ => Error::from(error).into(),
+            _ => error.into(),
         })?;
         println!("removed     slot {slot}");
     }
-    let transaction = sql.client.transaction().await.map_err(Error::from)?;
+    let transaction = sql.client.transaction().await?;
     let mut removed = Vec::new();
     if found.row {
         let delete = format!("DELETE FROM {} WHERE slot = $1", checkpoint::table(&config.postgres.schema));
-        transaction.execute(&delete, &[slot]).await.map_err(Error::from)?;
+        transaction.execute(&delete, &[slot]).await?;
         removed.push("checkpoint row".to_owned());
     }
     if found.publication {
         let name = escape_identifier(&config.postgres.publication);
-        transaction.batch_execute(&format!("DROP PUBLICATION {name}")).await.map_err(Error::from)?;
+        transaction.batch_execute(&format!("DROP PUBLICATION {name}")).await?;
         removed.push(format!("publication {name}"));
     }
     if found.schema {
@@ -98,10 +97,10 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
         let tables =
             [checkpoint::table(&config.postgres.schema), dead_letter::table(&config.postgres.schema)];
         let drop = format!("DROP TABLE {}; DROP SCHEMA {schema}", tables.join(", "));
-        transaction.batch_execute(&drop).await.map_err(Error::from)?;
+        transaction.batch_execute(&drop).await?;
         removed.push(format!("schema {schema}"));
     }
-    transaction.commit().await.map_err(Error::from)?;
+    transaction.commit().await?;
     removed.iter().for_each(|what| println!("removed     {what}"));
     for stream in &found.streams {
         stream.delete().await?;
@@ -127,7 +126,7 @@ async fn look(args: &Args, config: &Config, sql: &Sql, plan: &mut Vec<String>) -
         if known.active_pid.is_some() {
             return Err(in_use(slot));
         }
-        let retained = known.restart_lsn.map_or(0, |restart| known.wal_end.bytes_since(restart));
+        let retained = known.retained().unwrap_or(0);
         plan.push(format!(
             "slot        {slot} of database {}, which retains {} of WAL",
             known.here,
@@ -170,7 +169,7 @@ async fn publication_is_ours(config: &Config, sql: &Sql, plan: &mut Vec<String>)
         checkpoint::table(&config.postgres.schema)
     );
     let others = sql.client.query_one(&others, &[&config.postgres.slot, &published.oid]).await;
-    let others = of_schema(others.map_err(Error::from))?.is_some_and(|row| row.get(0));
+    let others = of_schema(others)?.is_some_and(|row| row.get(0));
     let kept = match (others, published.has_others) {
         (true, _) => "which another pipeline uses",
         (false, true) => "which has other tables",
@@ -210,7 +209,7 @@ async fn may_remove(config: &Config, sql: &Sql, found: &Found) -> Result<(), Fai
         coalesce((SELECT has_table_privilege(c.oid, 'DELETE') FROM pg_class c JOIN pg_namespace n \
         ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relname = 'pipeline'), true)";
     let (publication, schema) = (&config.postgres.publication, &config.postgres.schema);
-    let row = sql.client.query_one(query, &[publication, schema]).await.map_err(Error::from)?;
+    let row = sql.client.query_one(query, &[publication, schema]).await?;
     let lacking = [
         (found.publication && !row.get::<_, bool>(0), "own the publication"),
         (found.schema && !row.get::<_, bool>(1), "own the schema"),
@@ -226,15 +225,6 @@ async fn may_remove(config: &Config, sql: &Sql, found: &Found) -> Result<(), Fai
     }
 }
 
-/// None when schema or table do not exist.
-fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Failure> {
-    match asked.map_err(Into::into) {
-        Ok(answer) => Ok(Some(answer)),
-        Err(failure) if failure.code == Code::SchemaMissing => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 /// Whether the schema holds nothing but our two tables, and those nothing of others, and no open letter.
 async fn is_ours_alone(config: &Config, sql: &Sql) -> Result<bool, Failure> {
     let schema = &config.postgres.schema;
@@ -245,7 +235,7 @@ async fn is_ours_alone(config: &Config, sql: &Sql) -> Result<bool, Failure> {
         checkpoint::table(schema),
         dead_letter::table(schema)
     );
-    let row = sql.client.query_one(&query, &[&config.postgres.slot, schema]).await.map_err(Error::from)?;
+    let row = sql.client.query_one(&query, &[&config.postgres.slot, schema]).await?;
     Ok(row.get(0))
 }
 

@@ -1,6 +1,6 @@
 //! `postrider status`
 
-use super::{Ended, block_on, load};
+use super::{Ended, block_on, load, of_schema};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::connect;
@@ -78,21 +78,10 @@ async fn read(config: &Config) -> Result<Status, Failure> {
     };
     let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let slot = preflight::slot(&sql, &config.postgres.slot).await?;
-    let row = match checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await {
-        Ok(row) => row,
-        Err(error) => match Failure::from(error) {
-            failure if failure.code == Code::SchemaMissing => None,
-            failure => return Err(failure),
-        },
-    };
-    status.dead_letters =
-        match dead_letter::open_count(&sql, &config.postgres.schema, &config.postgres.slot).await {
-            Ok(open) => open,
-            Err(error) => match Failure::from(error) {
-                failure if failure.code == Code::SchemaMissing => 0,
-                failure => return Err(failure),
-            },
-        };
+    let row =
+        of_schema(checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await)?.flatten();
+    let open = dead_letter::open_count(&sql, &config.postgres.schema, &config.postgres.slot).await;
+    status.dead_letters = of_schema(open)?.unwrap_or(0);
     let held = slot.as_ref().and_then(|slot| slot.active_pid);
     status.reason = match (&slot, &row, held) {
         (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
@@ -101,8 +90,7 @@ async fn read(config: &Config) -> Result<Status, Failure> {
             format!("a relay holds the slot (walsender {pid}), but none answers on http.listen")
         }
         (Some(slot), _, None) => {
-            let retained = slot.restart_lsn.map_or(0, |restart| slot.wal_end.bytes_since(restart));
-            let retained = bytesize::ByteSize(retained);
+            let retained = bytesize::ByteSize(slot.retained().unwrap_or(0));
             format!(
                 "no relay runs, and the slot retains {retained} of WAL: start one, or end it by postrider remove"
             )
@@ -110,7 +98,7 @@ async fn read(config: &Config) -> Result<Status, Failure> {
     };
     if let Some(slot) = slot {
         status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());
-        status.retained_wal_bytes = slot.restart_lsn.map(|restart| slot.wal_end.bytes_since(restart));
+        status.retained_wal_bytes = slot.retained();
         status.safe_wal_bytes = slot.safe_wal_size;
         status.wal_status = slot.wal_status;
         status.lag_bytes = row.as_ref().map(|row| slot.wal_end.bytes_since(row.settled_lsn));

@@ -41,6 +41,15 @@ impl Access {
     }
 }
 
+impl Access {
+    /// The servers of the URL, with their credentials: show them by
+    /// [`masked_server`](super::masked_server).
+    #[must_use]
+    pub fn servers(&self) -> Vec<String> {
+        self.url.current().expose().split(',').map(|server| server.trim().to_owned()).collect()
+    }
+}
+
 /// Who we are to NATS.
 #[derive(Debug, Clone)]
 pub enum Identity {
@@ -145,6 +154,18 @@ pub(super) fn certificate(
                 format!("set {missing} to its PEM file"),
             ));
             None
+        }
+    }
+}
+
+impl JetStream {
+    /// What the subjects of its requests begin with.
+    #[must_use]
+    pub fn api(&self) -> String {
+        match self {
+            JetStream::Here => "$JS.API".to_owned(),
+            JetStream::Domain(domain) => format!("$JS.{domain}.API"),
+            JetStream::Prefix(prefix) => prefix.clone(),
         }
     }
 }

@@ -42,7 +42,7 @@ async fn flown(config: &Config, limit: Duration) -> Result<Duration, Failure> {
     let table_name = config.outbox.table.to_string();
     let sequence = "SELECT pg_get_serial_sequence($1, $2)";
     let sequence = sql.client.query_one(sequence, &[&table_name, &resolved.id_column()]).await;
-    let sequence: Option<String> = sequence.map_err(Error::from)?.get(0);
+    let sequence: Option<String> = sequence?.get(0);
     let refused = |error: tokio_postgres::Error| {
         let role = quoted(&sql.target.user);
         if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
@@ -53,7 +53,7 @@ async fn flown(config: &Config, limit: Duration) -> Result<Duration, Failure> {
                 "leave --canary out, or let the table take such a row",
             );
         }
-        let failure = Failure::from(Error::from(error)).context("write the canary");
+        let failure = Failure::from(error).context("write the canary");
         let failure = failure.sql(format!("GRANT INSERT, SELECT, DELETE ON {table_name} TO {role};"));
         match &sequence {
             Some(sequence) => failure.sql(format!("GRANT USAGE ON SEQUENCE {sequence} TO {role};")),
@@ -92,7 +92,7 @@ async fn insert(sql: &Sql, config: &Config, resolved: &Resolved, table: u32) -> 
     let query = "SELECT a.attname::text, t.typname::text, t.typcategory::text, a.attnotnull, \
         a.atthasdef OR a.attidentity <> '' FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''";
-    let columns = sql.client.query(query, &[&table]).await.map_err(Error::from)?;
+    let columns = sql.client.query(query, &[&table]).await?;
     let read = resolved.column_names();
     let (mut names, mut values) = (Vec::new(), Vec::new());
     for row in &columns {

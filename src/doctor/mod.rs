@@ -85,8 +85,8 @@ impl Report {
     }
 
     /// The answer, or none and an error.
-    fn told<T>(&mut self, answer: Result<T, Failure>) -> Option<T> {
-        answer.map_err(|failure| self.error(failure)).ok()
+    fn told<T, E: Into<Failure>>(&mut self, answer: Result<T, E>) -> Option<T> {
+        answer.map_err(|error| self.error(error.into())).ok()
     }
 
     fn sound(&mut self, text: impl Into<String>) {

@@ -191,8 +191,7 @@ async fn forecasts(config: &Config, base: &Base, report: &mut Report) {
             }
         }
     }
-    if let Some(restart) = slot.restart_lsn {
-        let again = slot.wal_end.bytes_since(restart);
+    if let Some(again) = slot.retained() {
         #[expect(clippy::cast_precision_loss, reason = "seconds to be shown")]
         let seconds = again as f64 / DECODE_RATE;
         report.forecast(format!(

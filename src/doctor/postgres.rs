@@ -6,7 +6,6 @@ use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::error::{Code, Failure};
 use crate::outbox::{Mapping, Resolved};
 use crate::postgres::client::Sql;
-use crate::postgres::error::Error;
 use crate::postgres::preflight::{self as facts, Publication, Server, Service, Slot, System, Table};
 use crate::postgres::target::{Address, SslMode};
 use crate::relay::preflight;
@@ -30,8 +29,8 @@ pub(super) struct Base {
 /// Looks at everything in Postgres; none when it cannot even be asked.
 pub(super) async fn examine(config: &Config, old: Duration, report: &mut Report) -> Option<Base> {
     let target = report.told(config.postgres.database.resolve())?;
-    let sql = report.told(Sql::connect_any(&target).await.map_err(Failure::from))?;
-    let server = report.told(facts::server(&sql).await.map_err(Failure::from))?;
+    let sql = report.told(Sql::connect_any(&target).await)?;
+    let server = report.told(facts::server(&sql).await)?;
     encryption(&sql, report);
     let unfit = preflight::fit_server(&server);
     if unfit.is_empty() {
@@ -151,7 +150,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
     let role = escape_identifier(&sql.target.user);
     let may_use = "SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace n WHERE nspname = $1";
     let may_use = sql.client.query_opt(may_use, &[schema]).await;
-    match report.told(may_use.map_err(|error| Error::from(error).into()))? {
+    match report.told(may_use)? {
         None => {
             let what = format!("schema {} does not exist", escape_identifier(schema));
             report.error(Failure::new(Code::SchemaMissing, what, "init makes it").command("postrider init"));
@@ -168,7 +167,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
         Some(_) => {}
     }
     if report.told(preflight::letters(sql, config).await).is_some() {
-        let open = dead_letter::open_count(sql, schema, &config.postgres.slot).await.map_err(Failure::from);
+        let open = dead_letter::open_count(sql, schema, &config.postgres.slot).await;
         if let Some(open @ 1..) = report.told(open) {
             let what = format!("{open} dead letters are open: events that were not published");
             let remedy =
@@ -177,7 +176,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
         }
     }
     report.told(preflight::checkpoints(sql, config).await)?;
-    let row = report.told(checkpoint::read(sql, schema, &config.postgres.slot).await.map_err(Into::into))?;
+    let row = report.told(checkpoint::read(sql, schema, &config.postgres.slot).await)?;
     if row.is_none() {
         let what = format!("slot `{}` has no checkpoint row", config.postgres.slot);
         report.error(
@@ -194,7 +193,7 @@ async fn own_tables(sql: &Sql, config: &Config, report: &mut Report) -> Option<C
 
 async fn slot(sql: &Sql, config: &Config, report: &mut Report) -> Option<Slot> {
     let name = &config.postgres.slot;
-    let known = facts::slot(sql, name).await.map_err(Failure::from);
+    let known = facts::slot(sql, name).await;
     let Some(slot) = report.told(known)? else {
         report.error(preflight::missing_slot(name));
         return None;
@@ -208,7 +207,7 @@ async fn slot(sql: &Sql, config: &Config, report: &mut Report) -> Option<Slot> {
 
 /// Whether a relay reads it, and what it keeps meanwhile.
 fn read_by(name: &str, slot: &Slot, report: &mut Report) {
-    let retained = slot.restart_lsn.map_or(0, |restart| slot.wal_end.bytes_since(restart));
+    let retained = slot.retained().unwrap_or(0);
     match slot.active_pid {
         Some(pid) => report.sound(format!("slot {name}, read by walsender {pid}")),
         None if retained < ABANDONED_MIN => report.sound(format!("slot {name}, no relay reads it")),
@@ -232,7 +231,7 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slo
         (SELECT spill_txns FROM pg_stat_replication_slots WHERE slot_name = $1), \
         (SELECT setting::bigint >> 10 FROM pg_settings WHERE name = 'logical_decoding_work_mem')";
     let asked = sql.client.query_one(query, &[&config.postgres.slot]).await;
-    let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
+    let Some(row) = report.told(asked) else { return };
     let own = server.service == Service::Own;
     let change = |code, what: String, setting: &str, value: &str| {
         Failure::new(code, what, server.service.remedy(setting, value, false)).setting(own, setting, value)
@@ -316,7 +315,7 @@ async fn room(sql: &Sql, config: &Config, server: &Server, report: &mut Report) 
         (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), datconnlimit, datname::text \
         FROM pg_database WHERE datname = current_database()";
     let asked = sql.client.query_one(query, &[&config.postgres.slot]).await;
-    let Some(row) = report.told(asked.map_err(|error| Error::from(error).into())) else { return };
+    let Some(row) = report.told(asked) else { return };
     let (slots, slots_max): (i64, i64) = (row.get(0), row.get(1));
     let (senders, senders_max): (i64, i64) = (row.get(2), row.get(3));
     let (has_slot, streams): (bool, bool) = (row.get(4), row.get(5));
@@ -360,7 +359,7 @@ async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
         WHERE backend_xid IS NOT NULL AND clock_timestamp() - xact_start > make_interval(secs => $1) \
         ORDER BY 4 DESC LIMIT 5";
     let asked = sql.client.query(query, &[&seconds]).await;
-    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+    for row in report.told(asked).unwrap_or_default() {
         let (pid, user, name, age): (i32, String, String, f64) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
         let minutes = age / 60.0;
@@ -377,7 +376,7 @@ async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
         );
     }
     let seen = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')";
-    let seen = sql.client.query_one(seen, &[]).await.map_err(|error| Failure::from(Error::from(error)));
+    let seen = sql.client.query_one(seen, &[]).await;
     if report.told(seen).is_some_and(|row| !row.get::<_, bool>(0)) {
         let role = escape_identifier(&sql.target.user);
         let what =
@@ -388,7 +387,7 @@ async fn held_back(sql: &Sql, old: Duration, report: &mut Report) {
     let prepared = "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8, database::text \
         FROM pg_prepared_xacts WHERE clock_timestamp() - prepared > make_interval(secs => $1)";
     let asked = sql.client.query(prepared, &[&seconds]).await;
-    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+    for row in report.told(asked).unwrap_or_default() {
         let (gid, age, database): (String, f64, String) = (row.get(0), row.get(1), row.get(2));
         let minutes = age / 60.0;
         report.warning(
@@ -408,7 +407,7 @@ async fn abandoned(sql: &Sql, config: &Config, report: &mut Report) {
         ELSE pg_current_wal_lsn() END, restart_lsn)::bigint FROM pg_replication_slots \
         WHERE NOT active AND slot_name <> $1 AND restart_lsn IS NOT NULL";
     let asked = sql.client.query(query, &[&config.postgres.slot]).await;
-    for row in report.told(asked.map_err(|error| Error::from(error).into())).unwrap_or_default() {
+    for row in report.told(asked).unwrap_or_default() {
         let (name, retained): (String, i64) = (row.get(0), row.get(1));
         let retained = u64::try_from(retained).unwrap_or(0);
         if retained < ABANDONED_MIN {
@@ -432,7 +431,7 @@ async fn walsender(sql: &Sql, report: &mut Report) -> Option<System> {
         .await
         .map_err(|error| Failure::from(error).context("open a replication connection"));
     let mut connection = report.told(opened)?;
-    let system = report.told(facts::identify(&mut connection).await.map_err(Failure::from))?;
+    let system = report.told(facts::identify(&mut connection).await)?;
     report.sound("replication connection".to_owned());
     Some(system)
 }

@@ -115,6 +115,12 @@ fn tls(error: &TlsError) -> String {
     }
 }
 
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Failure {
+        Error::from(error).into()
+    }
+}
+
 impl From<RowError> for Failure {
     fn from(error: RowError) -> Failure {
         match error {

@@ -93,7 +93,7 @@ pub async fn connect(access: &Access) -> Result<Nats, Failure> {
     let (changed, link) = watch::channel(Link::new());
     let changed = Arc::new(changed);
     let changes = Arc::clone(&changed);
-    let servers = servers(access);
+    let servers = access.servers();
     let shown: Vec<_> = servers.iter().map(|server| masked_server(server)).collect();
     let shown = shown.join(", ");
     let of_each_connection = access.clone();
@@ -142,7 +142,7 @@ pub async fn connect(access: &Access) -> Result<Nats, Failure> {
 /// Whoever names certificates or says tls:// does not want to go without TLS, also to servers that the
 /// first one tells of.
 pub(super) fn asks_for_tls(access: &Access) -> bool {
-    let asks = servers(access).iter().any(|server| server.starts_with("tls://"));
+    let asks = access.servers().iter().any(|server| server.starts_with("tls://"));
     asks || access.ca.is_some() || access.certificate.is_some() || access.tls_first
 }
 
@@ -165,11 +165,7 @@ impl Nats {
     /// Where JetStream answers requests.
     #[must_use]
     pub fn api(&self) -> String {
-        match &self.access.jetstream {
-            JetStream::Here => "$JS.API".to_owned(),
-            JetStream::Domain(domain) => format!("$JS.{domain}.API"),
-            JetStream::Prefix(prefix) => prefix.clone(),
-        }
+        self.access.jetstream.api()
     }
 
     /// JetStream, asked where it answers.
@@ -182,10 +178,6 @@ impl Nats {
             JetStream::Prefix(prefix) => jetstream::with_prefix(client, prefix),
         }
     }
-}
-
-fn servers(access: &Access) -> Vec<String> {
-    access.url.current().expose().split(',').map(|server| server.trim().to_owned()).collect()
 }
 
 /// Sorts why there is no connection.

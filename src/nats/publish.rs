@@ -192,10 +192,10 @@ impl Publisher {
 async fn connect(nats: Nats, inbox: String, wait: Duration) -> Result<Wire, Failure> {
     tokio::time::sleep(wait).await;
     let mut told = None;
-    let url = nats.access.url.current();
+    let named = nats.access.servers();
     let told_of = nats.client.server_info().connect_urls;
-    for server in url.expose().split(',').chain(told_of.iter().map(String::as_str)) {
-        let Ok(server) = server.trim().parse::<ServerAddr>() else { continue };
+    for server in named.iter().chain(&told_of) {
+        let Ok(server) = server.parse::<ServerAddr>() else { continue };
         match Wire::connect(&nats.access, &server, &inbox).await {
             Ok(wire) => return Ok(wire),
             // What the servers of nats.url have against us says more than what those do that they told of.

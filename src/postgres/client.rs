@@ -84,16 +84,12 @@ impl Sql {
             }
         }
         // One that is only away may be the right one: what the others have against us may not matter.
-        match errors.len() {
-            1 => Err(errors.remove(0).1),
-            _ if errors.iter().all(|(_, error)| !error.passes()) && !errors.is_empty() => {
-                Err(errors.remove(0).1)
-            }
-            _ => {
-                let told = errors.iter().map(|(host, error)| format!("{host}: {error}"));
-                Err(Error::NoHost(told.collect::<Vec<_>>().join("; ")))
-            }
+        if errors.len() > 1 && errors.iter().any(|(_, error)| error.passes()) {
+            let told = errors.iter().map(|(host, error)| format!("{host}: {error}"));
+            return Err(Error::NoHost(told.collect::<Vec<_>>().join("; ")));
         }
+        // A target has a host.
+        Err(errors.into_iter().next().map_or(Error::Closed, |(_, error)| error))
     }
 
     /// A replication connection to the same server, with what `target` says today: this connection may

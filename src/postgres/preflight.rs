@@ -287,6 +287,14 @@ pub struct Slot {
     pub safe_wal_size: Option<i64>,
 }
 
+impl Slot {
+    /// Bytes of WAL that it retains; none while it retains nothing.
+    #[must_use]
+    pub fn retained(&self) -> Option<u64> {
+        self.restart_lsn.map(|restart| self.wal_end.bytes_since(restart))
+    }
+}
+
 /// Looks a slot up; none when there is none.
 ///
 /// # Errors

@@ -190,7 +190,7 @@ pub async fn publication(sql: &Sql, config: &Config, table: &Table) -> Result<Pu
 /// PR0215, PR0216.
 pub async fn letters(sql: &Sql, config: &Config) -> Result<(), Failure> {
     let table = dead_letter::table(&config.postgres.schema);
-    privileges(sql, &table, &["SELECT", "INSERT", "UPDATE", "DELETE"]).await
+    privileges(sql, &table, &dead_letter::PRIVILEGES).await
 }
 
 /// The table of checkpoints, and that the role may write it.
@@ -198,7 +198,7 @@ pub async fn letters(sql: &Sql, config: &Config) -> Result<(), Failure> {
 /// # Errors
 /// PR0215, PR0216.
 pub async fn checkpoints(sql: &Sql, config: &Config) -> Result<(), Failure> {
-    privileges(sql, &checkpoint::table(&config.postgres.schema), &["SELECT", "INSERT", "UPDATE"]).await
+    privileges(sql, &checkpoint::table(&config.postgres.schema), &checkpoint::PRIVILEGES).await
 }
 
 async fn privileges(sql: &Sql, table: &str, needed: &[&'static str]) -> Result<(), Failure> {

@@ -20,6 +20,9 @@ pub fn table(schema: &str) -> String {
     format!("{}.pipeline", escape_identifier(schema))
 }
 
+/// What the relay's role does with it.
+pub const PRIVILEGES: [&str; 3] = ["SELECT", "INSERT", "UPDATE"];
+
 /// The statement that makes the table; `sql/init.sql` shows the same.
 #[must_use]
 pub fn create_table(schema: &str) -> String {

@@ -24,6 +24,9 @@ pub fn table(schema: &str) -> String {
     format!("{}.dead_letter", escape_identifier(schema))
 }
 
+/// What the relay's role does with it.
+pub const PRIVILEGES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+
 /// The statements that make the table and what counts its open letters; `sql/init.sql` shows the same.
 #[must_use]
 pub fn create_table(schema: &str) -> String {
@@ -286,7 +289,7 @@ pub async fn list(sql: &Sql, schema: &str, slot: &str, all: bool) -> Result<Vec<
          resolved_at, resolution FROM {}) AS l WHERE l.slot = $1 AND ($2 OR l.resolved_at IS NULL) {ORDER}",
         table(schema)
     );
-    let rows = sql.client.query(&query, &[&slot, &all]).await.map_err(Error::from)?;
+    let rows = sql.client.query(&query, &[&slot, &all]).await?;
     rows.iter().map(|row| shown(row.get(0), row.get(1))).collect()
 }
 
@@ -299,7 +302,7 @@ pub async fn show(sql: &Sql, schema: &str, slot: &str, id: i64) -> Result<Shown,
         "SELECT (to_jsonb(l) - 'payload')::text, l.payload FROM {} AS l WHERE l.slot = $1 AND l.id = $2",
         table(schema)
     );
-    let row = sql.client.query_opt(&query, &[&slot, &id]).await.map_err(Error::from)?;
+    let row = sql.client.query_opt(&query, &[&slot, &id]).await?;
     let row = row.ok_or_else(|| missing(id))?;
     let mut letter = shown(id, row.get(0))?;
     let payload = row.get::<_, Option<Vec<u8>>>(1).map(|bytes| {

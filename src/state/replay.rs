@@ -7,7 +7,6 @@
 use super::dead_letter::table;
 use crate::error::{Code, Failure};
 use crate::postgres::client::Sql;
-use crate::postgres::error::Error;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Transaction;
 
@@ -70,7 +69,7 @@ pub async fn replay(
 }
 
 fn postgres(error: tokio_postgres::Error) -> Failure {
-    Failure::from(Error::from(error))
+    Failure::from(error)
 }
 
 fn refused(id: i64, why: &str) -> Failure {

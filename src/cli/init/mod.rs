@@ -18,7 +18,6 @@ use crate::nats::{connect, object_store};
 use crate::outbox::{Mapping, Preset, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
-use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, System};
 use crate::relay::preflight;
@@ -221,7 +220,7 @@ async fn payloads(config: &Config, stream: &Stream) -> Result<(), Failure> {
 
 async fn execute(sql: &Sql, statement: &str, doing: &str) -> Result<(), Failure> {
     let done = sql.client.batch_execute(statement).await;
-    done.map_err(|error| Failure::from(Error::from(error)).context(doing))
+    done.map_err(|error| Failure::from(error).context(doing))
 }
 
 async fn table(args: &Args, config: &Config, sql: &Sql) -> Result<Resolved, Failure> {
@@ -255,8 +254,7 @@ async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
              WHERE n.nspname = $1 AND c.relname = 'dead_letter')",
             &[schema],
         )
-        .await
-        .map_err(|error| Failure::from(Error::from(error)))?;
+        .await?;
     if !known.get::<_, bool>(0) {
         execute(sql, &create_schema(config), "create the schema").await?;
         println!("schema      {schema} created");
@@ -515,7 +513,7 @@ async fn new_slot(config: &Config, sql: &Sql, version_num: i32) -> Result<Lsn, F
         Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
             return Err(blocked(sql, slot).await?);
         }
-        Err(error) => return Err(Failure::from(Error::from(error)).context("create the slot")),
+        Err(error) => return Err(Failure::from(error).context("create the slot")),
     };
     let lsn: String = row.get(0);
     println!("slot        {slot} created at {lsn}");
@@ -534,7 +532,7 @@ async fn blocked(sql: &Sql, slot: &str) -> Result<Failure, Failure> {
             &[],
         )
         .await
-        .map_err(Error::from)?;
+        ?;
     let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
     Ok(Failure::new(
         Code::SlotBlocked,

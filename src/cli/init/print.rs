@@ -1,7 +1,7 @@
 //! What administrators of both sides run or paste: what `init` makes, and the least that `run` needs.
 
 use super::{NewTable, create_publication, create_schema, create_slot};
-use crate::config::{Config, Identity, JetStream, Oversize};
+use crate::config::{Config, Identity, Oversize};
 use crate::error::Failure;
 use crate::nats::object_store;
 use crate::outbox::Template;
@@ -34,9 +34,14 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
         ),
         format!("ALTER ROLE {role} REPLICATION;"),
         format!("GRANT USAGE ON SCHEMA {schema} TO {role};"),
-        format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role};", checkpoint::table(&config.postgres.schema)),
         format!(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role};",
+            "GRANT {} ON {} TO {role};",
+            checkpoint::PRIVILEGES.join(", "),
+            checkpoint::table(&config.postgres.schema)
+        ),
+        format!(
+            "GRANT {} ON {} TO {role};",
+            dead_letter::PRIVILEGES.join(", "),
             dead_letter::table(&config.postgres.schema)
         ),
         "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
@@ -61,11 +66,7 @@ pub(super) fn nats(config: &Config, shared: Option<&str>) -> Result<String, Fail
         None => DEFAULT_SUBJECTS.to_owned(),
     };
     let access = &config.nats.access;
-    let api = match &access.jetstream {
-        JetStream::Here => "$JS.API".to_owned(),
-        JetStream::Domain(domain) => format!("$JS.{domain}.API"),
-        JetStream::Prefix(prefix) => prefix.clone(),
-    };
+    let api = access.jetstream.api();
     let stream = &config.nats.stream;
     let of_stream =
         |stream: &str| vec![format!("{api}.STREAM.INFO.{stream}"), format!("{api}.STREAM.MSG.GET.{stream}")];
