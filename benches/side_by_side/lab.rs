@@ -20,6 +20,9 @@ const POSTGRES_SETTINGS: &[(&str, &str)] =
     &[("fsync", "on"), ("shared_buffers", "256MB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "1h")];
 
 /// The article's table.
+const CREATE_AGAIN: Duration = Duration::from_millis(100);
+const CREATE_AGAIN_MAX: usize = 20;
+
 const TABLE: &str = "CREATE TABLE outbox (id SERIAL PRIMARY KEY, event_type VARCHAR(50), payload JSONB, \
     created_at TIMESTAMP DEFAULT NOW(), processed BOOLEAN DEFAULT FALSE)";
 
@@ -157,15 +160,23 @@ impl Lab {
             self.jetstream.delete_stream(stream).await?;
         }
         for (name, subjects) in [(STREAM, "outbox.>".to_owned()), (FLOORS_STREAM, format!("{FLOORS}.>"))] {
-            self.jetstream
-                .create_stream(stream::Config {
-                    name: name.to_owned(),
-                    subjects: vec![subjects],
-                    discard: stream::DiscardPolicy::New,
-                    num_replicas: self.storage.replicas(),
-                    ..Default::default()
-                })
-                .await?;
+            let config = stream::Config {
+                name: name.to_owned(),
+                subjects: vec![subjects],
+                discard: stream::DiscardPolicy::New,
+                num_replicas: self.storage.replicas(),
+                ..Default::default()
+            };
+            // The directory of the one just deleted may still be going (error 10049).
+            let mut created = self.jetstream.create_stream(config.clone()).await;
+            for _ in 0..CREATE_AGAIN_MAX {
+                if created.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(CREATE_AGAIN).await;
+                created = self.jetstream.create_stream(config.clone()).await;
+            }
+            created.with_context(|| format!("create stream {name}"))?;
         }
         Ok(())
     }
