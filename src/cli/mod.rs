@@ -10,6 +10,7 @@ mod logging;
 mod remove;
 mod run;
 mod status;
+mod verify;
 
 use crate::config::{Config, Environment};
 use crate::error::{Code, Exit, Failure};
@@ -37,6 +38,8 @@ enum Command {
     Status(status::Args),
     /// Look at the whole chain and say what is wrong, and what mends it.
     Doctor(doctor::Args),
+    /// Compare table and stream: each row stored once, in order, and nothing else there.
+    Verify(verify::Args),
     /// Look at dead letters, send them again, put them away.
     Dlq(dlq::Args),
     /// Drop slot, checkpoint row and publication when the relay is gone for good.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Remove(args) => remove::run(&args),
         Command::Demo(args) => demo::run(args),

@@ -88,6 +88,8 @@ catalogue! {
         "`init` creates the stream with the literal beginning of outbox.subject, like `outbox.>`. A template that begins with a placeholder has none: create the stream yourself with the subjects that it shall bind.";
     LetterMissing = "PR0108", Usage, Halt, "there is no such dead letter",
         "The number is none of an open dead letter of this slot. `postrider dlq list --all` also shows those that were replayed, dropped, or found stored.";
+    VerifyUnbounded = "PR0112", Usage, Halt, "verify must know from when on",
+        "Rows whose messages the stream no longer has (max_age, a purge, a work queue) cannot be told from rows that were never stored. --since leaves the older ones out, by the column of outbox.created_at.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";
@@ -256,6 +258,8 @@ catalogue! {
         "With sslmode below verify-ca anyone between the relay and Postgres can read and change what they say.";
     LettersOpen = "PR0620", Findings, Operator, "dead letters are open",
         "Events that could not be published wait in <postgres.schema>.dead_letter for a person: `postrider dlq list` and `show` say why, `replay` sends them, `drop` puts them away.";
+    Differs = "PR0630", Findings, Operator, "table and stream differ",
+        "`postrider verify` found rows whose event is not in the stream, events that are stored twice or out of order, or messages that this pipeline did not write. It names the first of each kind; --json lists them.";
 }
 
 impl fmt::Display for Code {

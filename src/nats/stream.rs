@@ -84,6 +84,8 @@ impl Default for Config {
 
 #[derive(Debug, Deserialize)]
 struct State {
+    #[serde(default)]
+    first_seq: u64,
     last_seq: u64,
     messages: u64,
     #[serde(default)]
@@ -131,6 +133,8 @@ const IMPOSSIBLE_SEQUENCE: &str = "18446744073709551614";
 pub struct Look {
     /// How it is configured.
     pub config: Config,
+    /// The first message that is still there; one behind the last when none is.
+    pub first_seq: u64,
     /// Where it ends.
     pub end: StreamEnd,
     /// How many messages it holds.
@@ -192,6 +196,7 @@ impl Stream {
         let info: Info = serde_json::from_slice(&answer).map_err(|error| self.unreadable(&error))?;
         Ok(Look {
             config: info.config,
+            first_seq: info.state.first_seq,
             end: StreamEnd { last_seq: info.state.last_seq, created: moment(&info.created)? },
             messages: info.state.messages,
             bytes: info.state.bytes,

@@ -173,6 +173,12 @@ impl Resolved {
         self.columns.id.as_deref().unwrap_or_default()
     }
 
+    /// The column that says when a row was created, whether the table has it or not.
+    #[must_use]
+    pub fn created_at_column(&self) -> Option<&str> {
+        self.columns.created_at.as_deref()
+    }
+
     /// All columns that are read.
     #[must_use]
     pub fn column_names(&self) -> Vec<String> {

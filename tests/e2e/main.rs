@@ -30,4 +30,5 @@ mod support;
 mod takeover;
 mod tls;
 mod transactions;
+mod verify;
 mod versions;

@@ -335,6 +335,7 @@ impl sides::Stream for Stream {
     async fn look(&self) -> Result<Look, Failure> {
         let world = &self.world;
         self.ask(|stream| Look {
+            first_seq: 1,
             config: serde_json::from_str(r#"{"subjects": ["outbox.>"]}"#).unwrap(),
             end: StreamEnd { last_seq: stream.last_seq, created: Timestamp(5) },
             bytes: 0,

@@ -1,0 +1,137 @@
+//! `postrider verify`
+
+use super::{Ended, block_on, load};
+use crate::config::Flags;
+use crate::error::{Code, Failure};
+use crate::postgres::timestamp::Timestamp;
+use crate::verify::{NAMED_MAX, Report, Scope, Stray, verify};
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+/// Compare table and stream: each row stored once, in order, and nothing else there. Changes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  postrider verify
+  postrider verify --since 2h             # rows that were created in the last two hours
+  postrider verify --json | jq '.missing_ids'
+
+A relay may run meanwhile. Rows that were committed before the slot existed count as missing; so does a row
+whose message was deleted. Rows that a poller has marked as processed are counted apart. An id that was
+inserted twice is stored twice, and counts as doubled. Exit status 6 when table and stream differ.")]
+pub(super) struct Args {
+    /// Only rows that were created then or later: a duration before now, or a time like 2026-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<Timestamp>,
+    /// How long to wait for a running relay to settle what is committed.
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn since(text: &str) -> Result<Timestamp, String> {
+    let ago = humantime::parse_duration(text).ok().and_then(|ago| SystemTime::now().checked_sub(ago));
+    let time = match ago {
+        Some(time) => time,
+        None => humantime::parse_rfc3339_weak(text)
+            .map_err(|_| "neither a duration like 2h nor a time like 2026-01-31T00:00:00Z".to_owned())?,
+    };
+    Ok(Timestamp::from_system_time(time))
+}
+
+pub(super) fn run(args: &Args) -> Ended {
+    let config = load(&args.flags)?;
+    let mut report = Report::default();
+    block_on(async {
+        // Drawn where stderr is a terminal, and only there.
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let scope = Scope { since: args.since, patience: args.wait };
+        report = verify(&config, scope, |read, of| {
+            bar.set_length(of);
+            bar.set_position(read);
+        })
+        .await?;
+        bar.finish_and_clear();
+        Ok(())
+    })?;
+    let text = if args.json {
+        serde_json::to_string(&report)
+            .map_err(|error| vec![Failure::new(Code::Unexpected, error.to_string(), "report it")])?
+            + "\n"
+    } else {
+        human(&report)
+    };
+    // A reader that has seen enough is no error.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    if report.agrees() {
+        return Ok(());
+    }
+    let what = format!(
+        "table and stream differ: {} missing, {} doubled, {} misordered, {} foreign{}",
+        report.missing,
+        report.doubled,
+        report.misordered,
+        report.foreign,
+        if report.undecided { ", some rows not settled in time" } else { "" }
+    );
+    let remedy = match () {
+        () if report.missing > 0 => {
+            "delete the missing rows and insert them again, in one transaction: they then come through the log once \
+             more. Rows that were committed before the slot existed are not published by themselves either"
+        }
+        () if report.undecided => {
+            "postrider status says why the relay lags; then verify again, or with --wait 10m"
+        }
+        () if report.foreign > 0 => {
+            "find who else writes into the stream, and stop it; postrider explain PR0307"
+        }
+        () => {
+            "consumers that are idempotent by Postrider-Event-Id are not affected; please report how it came about"
+        }
+    };
+    Err(vec![Failure::new(Code::Differs, what, remedy)])
+}
+
+/// Bad news by name, then the counts.
+fn human(report: &Report) -> String {
+    let mut text = String::new();
+    named(&mut text, "MISSING   ", report.missing, report.missing_ids.iter().map(|id| format!("event {id}")));
+    named(&mut text, "DOUBLED   ", report.doubled, report.doubled_ids.iter().map(|id| format!("event {id}")));
+    let stray = |stray: &Stray| format!("message {}, {}", stray.seq, stray.what);
+    named(&mut text, "MISORDERED", report.misordered, report.misordered_messages.iter().map(stray));
+    named(&mut text, "FOREIGN   ", report.foreign, report.foreign_messages.iter().map(stray));
+    let _ = writeln!(text, "rows       {}", report.rows);
+    for (name, count, meaning) in [
+        ("stored    ", report.stored, ""),
+        ("lettered  ", report.lettered, "   dead letters, open or dropped"),
+        ("processed ", report.processed, "   marked so, and published by someone else"),
+        (
+            "pending   ",
+            report.pending,
+            if report.undecided { "   not settled in time" } else { "   still in the slot" },
+        ),
+    ] {
+        if count > 0 || name.starts_with("stored") {
+            let _ = writeln!(text, "{name} {count}{meaning}");
+        }
+    }
+    if report.agrees() {
+        text.push_str("ok         table and stream agree\n");
+    }
+    text
+}
+
+fn named(text: &mut String, kind: &str, count: u64, named: impl Iterator<Item = String>) {
+    for what in named {
+        let _ = writeln!(text, "{kind} {what}");
+    }
+    if count > NAMED_MAX as u64 {
+        let _ = writeln!(text, "{kind} … {count} in all");
+    }
+}
