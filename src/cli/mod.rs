@@ -10,6 +10,7 @@ mod logging;
 mod remove;
 mod run;
 mod status;
+mod tail;
 mod verify;
 
 use crate::config::{Config, Environment};
@@ -42,6 +43,8 @@ enum Command {
     Verify(verify::Args),
     /// Look at dead letters, send them again, put them away.
     Dlq(dlq::Args),
+    /// Show events as they are stored.
+    Tail(tail::Args),
     /// Drop slot, checkpoint row and publication when the relay is gone for good.
     Remove(remove::Args),
     /// See a whole pipeline work, on servers of its own.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Dlq(args) => dlq::run(&args),
+        Command::Tail(args) => tail::run(&args),
         Command::Remove(args) => remove::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),

@@ -151,6 +151,27 @@ pub struct Look {
     pub now: Option<Timestamp>,
 }
 
+/// A message as it is stored.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    /// Its sequence.
+    pub seq: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers: name and value.
+    pub headers: Vec<(String, String)>,
+    /// Its body.
+    pub payload: bytes::Bytes,
+}
+
+impl Raw {
+    /// The first value of a header; names of headers have case (ADR-4).
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
 /// One stream by name.
 #[derive(Debug, Clone)]
 pub struct Stream {
@@ -385,6 +406,28 @@ impl Stream {
         self.sized_message(seq).await.map(|(stored, _)| stored)
     }
 
+    /// The whole message at `seq`; none when it is gone.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn raw(&self, seq: u64) -> Result<Option<Raw>, Failure> {
+        let message = match self.raw.get_raw_message(seq).await {
+            Ok(message) => message,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))),
+        };
+        let all = message.headers.iter();
+        let headers = all.flat_map(|(name, values)| {
+            values.iter().map(move |value| (name.to_string(), value.as_str().to_owned()))
+        });
+        Ok(Some(Raw {
+            seq,
+            subject: message.subject.to_string(),
+            headers: headers.collect(),
+            payload: message.payload,
+        }))
+    }
+
     /// The message, and how many bytes came with it.
     async fn sized_message(&self, seq: u64) -> Result<(Stored, usize), Failure> {
         let error = match self.raw.get_raw_message(seq).await {
@@ -398,8 +441,7 @@ impl Stream {
             Err(error) => error,
         };
         match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok((Stored::Gone, 0)),
-            RawMessageErrorKind::JetStream(js) if js.error_code().0 == 10_037 => Ok((Stored::Gone, 0)),
+            _ if is_gone(&error) => Ok((Stored::Gone, 0)),
             // It is there, and no header block of ours is unreadable.
             RawMessageErrorKind::Other if is_unreadable(&error) => Ok((Stored::Foreign("?".to_owned()), 0)),
             _ => Err(self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))),
@@ -428,6 +470,15 @@ impl Stream {
             next = chunk + 1;
         }
         Ok(found)
+    }
+}
+
+/// There is no message at that sequence.
+fn is_gone(error: &RawMessageError) -> bool {
+    match error.kind() {
+        RawMessageErrorKind::NoMessageFound => true,
+        RawMessageErrorKind::JetStream(js) => js.error_code().0 == 10_037,
+        _ => false,
     }
 }
 

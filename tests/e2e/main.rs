@@ -27,6 +27,7 @@ mod rollback;
 mod rotation;
 mod sourcing;
 mod support;
+mod tail;
 mod takeover;
 mod tls;
 mod transactions;

@@ -403,6 +403,10 @@ impl Relay {
         std::fs::read_to_string(self.stderr.path()).unwrap_or_default()
     }
 
+    pub(crate) fn stdout(&self) -> String {
+        std::fs::read_to_string(self.stdout.path()).unwrap_or_default()
+    }
+
     pub(crate) fn exit_code(&mut self) -> Option<Option<i32>> {
         self.child.try_wait().unwrap().map(|status| status.code())
     }
@@ -441,8 +445,7 @@ impl Relay {
     /// Waits for its end.
     pub(crate) async fn ended(mut self) -> Ended {
         let code = eventually("the command ends by itself", async || self.exit_code()).await;
-        let stdout = std::fs::read_to_string(self.stdout.path()).unwrap_or_default();
-        Ended { code, stdout, stderr: self.stderr() }
+        Ended { code, stdout: self.stdout(), stderr: self.stderr() }
     }
 
     /// Most memory that was ever resident, in bytes.
