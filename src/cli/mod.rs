@@ -1,6 +1,7 @@
 //! The command line: one file a command, exit statuses decided here.
 
 mod config;
+mod decrypt;
 mod demo;
 mod dlq;
 mod doctor;
@@ -45,6 +46,8 @@ enum Command {
     Dlq(dlq::Args),
     /// Show events as they are stored.
     Tail(tail::Args),
+    /// Print the plain payload of an encrypted message.
+    Decrypt(decrypt::Args),
     /// Drop slot, checkpoint row and publication when the relay is gone for good.
     Remove(remove::Args),
     /// See a whole pipeline work, on servers of its own.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Tail(args) => tail::run(&args),
+        Command::Decrypt(args) => decrypt::run(&args, &Environment::of_process(), &mut stdout()),
         Command::Remove(args) => remove::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),

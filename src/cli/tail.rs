@@ -4,10 +4,16 @@
 //! queue or limits on consumers notices nothing, and the relay's own permissions suffice.
 
 use super::{Ended, block_on, load};
-use crate::config::Flags;
-use crate::error::Failure;
+use crate::config::{Flags, read_keys};
+use crate::error::{Code, Failure};
 use crate::nats::connect;
-use crate::nats::stream::{Raw, Stream};
+use crate::nats::envelope::{COMMIT_TIME, POSITION};
+use crate::nats::object_store::OBJECT;
+use crate::nats::stream::Stream;
+use crate::outbox::headers::{CONTENT_TYPE, EVENT_ID, EVENT_TYPE, KEY, NULL};
+use crate::outbox::{Keys, seal};
+use async_nats::HeaderName;
+use async_nats::jetstream::message::StreamMessage;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -21,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A line of a terminal or two.
 const PAYLOAD_SHOWN_MAX: usize = 120;
 
-/// Show events as they are stored. Consumes, marks and changes nothing.
+/// Show events as they are stored. Consumes, marks and changes nothing; decrypts where encrypt.key_file has the key.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -50,12 +56,12 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn wants(&self, message: &Raw) -> bool {
-        let among = |wanted: &[String], name: &str| {
+    fn wants(&self, message: &StreamMessage) -> bool {
+        let among = |wanted: &[String], name: &HeaderName| {
             wanted.is_empty()
-                || message.header(name).is_some_and(|value| wanted.iter().any(|wanted| wanted == value))
+                || header(message, name).is_some_and(|value| wanted.iter().any(|wanted| wanted == value))
         };
-        among(&self.types, "Postrider-Event-Type") && among(&self.keys, "Postrider-Key")
+        among(&self.types, &EVENT_TYPE) && among(&self.keys, &KEY)
     }
 }
 
@@ -64,25 +70,32 @@ pub(super) fn run(args: &Args) -> Ended {
     block_on(async {
         let nats = connect::connect(&config.nats.access).await?;
         let stream = Stream::named(&nats, &config.nats.stream).await?;
-        follow(args, &stream, &mut std::io::stdout()).await
+        let keys = config.encrypt.key_file.as_deref().map(read_keys).transpose()?;
+        follow(args, &stream, keys.as_ref(), &mut std::io::stdout()).await
     })
 }
 
 /// Prints until enough is printed, or nobody reads it any more.
-async fn follow(args: &Args, stream: &Stream, out: &mut impl Write) -> Result<(), Failure> {
+async fn follow(
+    args: &Args,
+    stream: &Stream,
+    keys: Option<&Keys>,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let mut last = stream.look().await?.end.last_seq;
     let mut next = (last + 1).saturating_sub(args.last).max(1);
     let mut printed = 0;
     loop {
         while next <= last {
-            if let Some(message) = stream.raw(next).await?.filter(|message| args.wants(message)) {
+            if let Some(message) = stream.whole_message(next).await?.filter(|message| args.wants(message)) {
+                let message = opened(message, keys);
                 let line = if args.json { to_json(&message).to_string() } else { human(&message) };
                 match writeln!(out, "{line}").and_then(|()| out.flush()) {
                     Ok(()) => {}
                     // The reader has seen enough.
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                     Err(error) => {
-                        return Err(Failure::new(crate::error::Code::Unexpected, error.to_string(), ""));
+                        return Err(Failure::new(Code::Unexpected, error.to_string(), ""));
                     }
                 }
                 printed += 1;
@@ -99,14 +112,33 @@ async fn follow(args: &Args, stream: &Stream, out: &mut impl Write) -> Result<()
     }
 }
 
+fn header<'m>(message: &'m StreamMessage, name: &HeaderName) -> Option<&'m str> {
+    message.headers.get(name.clone()).map(|value| value.as_str())
+}
+
+/// The message with its plain payload, where a key of ours opens it. What went to the object store stays
+/// there: its reference is shown.
+fn opened(mut message: StreamMessage, keys: Option<&Keys>) -> StreamMessage {
+    let plain = match (header(&message, &seal::KEY_ID), header(&message, &EVENT_ID)) {
+        (Some(key), Some(id)) if header(&message, &OBJECT).is_none() => {
+            keys.and_then(|keys| keys.find(key)).and_then(|key| key.open(id, &message.payload))
+        }
+        _ => None,
+    };
+    if let Some(plain) = plain {
+        message.payload = plain.into();
+    }
+    message
+}
+
 /// `12  2026-11-23T22:20:01.123456Z  outbox.order  id 7  key 4711  {"n": 1}`
-fn human(message: &Raw) -> String {
-    let mut line = format!("{}  {}", message.seq, message.header("Postrider-Commit-Time").unwrap_or("-"));
+fn human(message: &StreamMessage) -> String {
+    let mut line = format!("{}  {}", message.sequence, header(message, &COMMIT_TIME).unwrap_or("-"));
     for (name, value) in [
         ("", Some(message.subject.as_str())),
-        ("id ", message.header("Postrider-Event-Id")),
-        ("type ", message.header("Postrider-Event-Type")),
-        ("key ", message.header("Postrider-Key")),
+        ("id ", header(message, &EVENT_ID)),
+        ("type ", header(message, &EVENT_TYPE)),
+        ("key ", header(message, &KEY)),
     ] {
         if let Some(value) = value {
             line.push_str("  ");
@@ -116,7 +148,7 @@ fn human(message: &Raw) -> String {
     }
     line.push_str("  ");
     line.push_str(&match std::str::from_utf8(&message.payload) {
-        Ok(_) if message.header("Postrider-Null").is_some() => "NULL".to_owned(),
+        Ok(_) if header(message, &NULL).is_some() => "NULL".to_owned(),
         Ok(text) => shortened(text),
         Err(_) => format!("{} bytes", message.payload.len()),
     });
@@ -142,23 +174,28 @@ fn printable(text: &str) -> String {
     shown
 }
 
-fn to_json(message: &Raw) -> Value {
-    let headers: serde_json::Map<_, _> =
-        message.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
-    let is_json = message.header("Content-Type").is_some_and(|kind| kind.starts_with("application/json"));
+fn to_json(message: &StreamMessage) -> Value {
+    let headers: serde_json::Map<_, _> = message
+        .headers
+        .iter()
+        .flat_map(|(name, values)| {
+            values.iter().map(move |value| (name.to_string(), Value::from(value.as_str())))
+        })
+        .collect();
+    let is_json = header(message, &CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
     let mut line = json!({
-        "seq": message.seq,
-        "subject": message.subject,
-        "event_id": message.header("Postrider-Event-Id"),
-        "event_type": message.header("Postrider-Event-Type"),
-        "key": message.header("Postrider-Key"),
-        "position": message.header("Postrider-Position"),
-        "commit_time": message.header("Postrider-Commit-Time"),
+        "seq": message.sequence,
+        "subject": message.subject.as_str(),
+        "event_id": header(message, &EVENT_ID),
+        "event_type": header(message, &EVENT_TYPE),
+        "key": header(message, &KEY),
+        "position": header(message, &POSITION),
+        "commit_time": header(message, &COMMIT_TIME),
         "headers": headers,
     });
     let parsed = is_json.then(|| serde_json::from_slice(&message.payload).ok()).flatten();
     let (name, payload) = match (parsed, std::str::from_utf8(&message.payload)) {
-        _ if message.header("Postrider-Null").is_some() => ("payload", Value::Null),
+        _ if header(message, &NULL).is_some() => ("payload", Value::Null),
         (Some(payload), _) => ("payload", payload),
         (None, Ok(text)) => ("payload", Value::from(text)),
         (None, Err(_)) => ("payload_base64", Value::from(STANDARD.encode(&message.payload))),
@@ -170,13 +207,19 @@ fn to_json(message: &Raw) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
 
-    fn message(headers: &[(&str, &str)], payload: &[u8]) -> Raw {
-        Raw {
-            seq: 12,
+    fn message(headers: &[(&str, &str)], payload: &[u8]) -> StreamMessage {
+        let mut map = async_nats::HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        StreamMessage {
             subject: "outbox.order".into(),
-            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            sequence: 12,
+            headers: map,
             payload: payload.to_vec().into(),
+            time: SystemTime::UNIX_EPOCH.into(),
         }
     }
 

@@ -7,8 +7,8 @@ use super::load::{Environment, Origin, Value};
 use super::sensitive::Sensitive;
 use super::value::{self, Parsed};
 use super::{
-    Config, Delivery, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Oversize, Postgres,
-    SyncInterval,
+    Config, Delivery, Encrypt, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Oversize,
+    Postgres, SyncInterval,
 };
 use crate::error::{Code, Failure};
 use crate::outbox::{ColumnNames, PresetChoice, Template};
@@ -37,6 +37,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
     let outbox = outbox(&mut read);
     let nats = nats(&mut read);
     let delivery = delivery(&mut read);
+    let encrypt = encrypt(&mut read);
     let http = http(&mut read);
     let start_timeout = read.required("start_timeout", value::optional(value::duration));
     let log = log(&mut read);
@@ -45,6 +46,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
         outbox: outbox?,
         nats: nats?,
         delivery: delivery?,
+        encrypt: encrypt?,
         http: http?,
         start_timeout: start_timeout?,
         log: log?,
@@ -286,6 +288,11 @@ fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
         dead_letters_max: dead_letters_max?,
         dead_letter_retention: dead_letter_retention?,
     })
+}
+
+fn encrypt(read: &mut Reader<'_>) -> Option<Encrypt> {
+    let key_file = read.required("encrypt.key_file", value::file);
+    Some(Encrypt { key_file: key_file? })
 }
 
 fn http(read: &mut Reader<'_>) -> Option<Http> {

@@ -222,6 +222,12 @@ pub const KEYS: &[Key] = &[
         "How long dead letters are kept after they were resolved; open ones are kept for ever",
     ),
     key(
+        "encrypt.key_file",
+        FILE,
+        "off",
+        "Encrypt payloads with the first key of this file: lines of a key id and the base64 of 32 bytes",
+    ),
+    key(
         "http.listen",
         Kind::Text("ADDRESS"),
         "127.0.0.1:9464",

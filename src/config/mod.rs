@@ -15,6 +15,7 @@ mod access;
 mod build;
 mod context;
 mod database;
+mod encrypt;
 mod flags;
 pub mod keys;
 mod load;
@@ -28,6 +29,7 @@ use crate::outbox::{ColumnNames, PresetChoice, Settings};
 use crate::postgres::target::Secret;
 pub use access::{Access, Identity, JetStream};
 pub use database::Database;
+pub use encrypt::{Encrypt, read_keys};
 pub use flags::Flags;
 pub use load::{Environment, Origin, Value};
 pub use sensitive::Sensitive;
@@ -47,6 +49,8 @@ pub struct Config {
     pub nats: Nats,
     /// `[delivery]`
     pub delivery: Delivery,
+    /// `[encrypt]`
+    pub encrypt: Encrypt,
     /// `[http]`
     pub http: Http,
     /// How long to wait at the start for servers that are not up yet; none: for ever.

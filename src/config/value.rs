@@ -3,6 +3,7 @@
 use async_nats::ServerAddr;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A parsed value, or what is accepted instead.
@@ -97,6 +98,11 @@ pub(super) fn text(text: &str) -> Parsed<String> {
         return Err("expected text of one line, without control characters".into());
     }
     not_empty(text)
+}
+
+/// A file, or `off`.
+pub(super) fn file(path: &str) -> Parsed<Option<PathBuf>> {
+    if path == "off" { Ok(None) } else { text(path).map(|path| Some(path.into())) }
 }
 
 pub(super) fn slot(text: &str) -> Parsed<String> {

@@ -88,7 +88,15 @@ catalogue! {
         "`init` creates the stream with the literal beginning of outbox.subject, like `outbox.>`. A template that begins with a placeholder has none: create the stream yourself with the subjects that it shall bind.";
     LetterMissing = "PR0108", Usage, Halt, "there is no such dead letter",
         "The number is none of an open dead letter of this slot. `postrider dlq list --all` also shows those that were replayed, dropped, or found stored.";
-    VerifyUnbounded = "PR0112", Usage, Halt, "verify must know from when on",
+    KeyFile = "PR0109", Usage, Halt, "the key file cannot be used",
+        "encrypt.key_file cannot be read, or a line of it is not `<key id> <base64 of 32 bytes>`. Blank lines and lines that begin with # do not count; the first key is in use, the others open older events. The message names every line that is wrong, and nothing that stands there.";
+    KeyMissing = "PR0110", Usage, Halt, "the key of a message is not there",
+        "The message was encrypted with a key that the key file does not list. A key may be taken out of the file only once no message that was encrypted with it is kept anywhere.";
+    NotOpened = "PR0111", Usage, Halt, "a message does not open",
+        "The key, the event id or the body is not the one that it was encrypted with: the key file has another key under this id, or what was given is not what was published.";
+    MessageMissing = "PR0112", Usage, Halt, "there is no such message",
+        "The stream holds no message with this sequence: it was not published yet, has expired, or was purged. `nats stream info` says where the stream begins and ends.";
+    VerifyUnbounded = "PR0113", Usage, Halt, "verify must know from when on",
         "Rows whose messages the stream no longer has (max_age, a purge, a work queue) cannot be told from rows that were never stored. --since leaves the older ones out, by the column of outbox.created_at.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
@@ -215,6 +223,8 @@ catalogue! {
         "The slot sends an event that the stream does not hold although it holds later ones. Most likely its dead letter was lost with a former primary. It is not published late, behind events that it precedes.";
     DeadLettersMax = "PR0511", Poison, Poison, "too many dead letters in a row",
         "More than delivery.dead_letters_max events could not be published, without one in between that could: that is a fault of the configuration or of the writer, not of single events. Everything before is published or a letter. `postrider dlq list` shows the letters; mend the cause, start again, and `postrider dlq replay --all` sends them.";
+    NotEncrypted = "PR0512", Poison, Poison, "an event that cannot be encrypted",
+        "The cipher refuses the payload. It is not published in plain text instead.";
 
     ProblemsFound = "PR0600", Findings, Operator, "doctor found problems",
         "Each is told with its own code, and what mends it.";

@@ -29,6 +29,14 @@ pub struct Stamp<'a> {
     pub commit_time: Timestamp,
 }
 
+impl Stamp<'_> {
+    /// What [`POSITION`] says.
+    #[must_use]
+    pub fn position(&self) -> String {
+        format!("{}{:016X}/{}", self.origin, self.place.commit_lsn.0, self.place.index)
+    }
+}
+
 /// Writes one message after the other, as they go over the wire (`HPUB`; headers: ADR-4).
 #[derive(Debug)]
 pub struct Envelope {

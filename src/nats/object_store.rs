@@ -15,9 +15,14 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::json;
 use std::fmt::Write;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 /// The header that names the object.
-static OBJECT: HeaderName = HeaderName::from_static("Postrider-Object");
+pub static OBJECT: HeaderName = HeaderName::from_static("Postrider-Object");
+
+/// Far above what a payload takes; what a user may not read never comes.
+const READ_MAX: Duration = Duration::from_secs(60);
 
 /// The store beside `stream`.
 #[must_use]
@@ -79,6 +84,23 @@ pub async fn claim_check(stream: &Stream, mut event: Event, place: Place) -> Res
     event.payload = reference.to_string().into();
     event.headers.push((OBJECT.clone(), Text::from(object)));
     Ok(event)
+}
+
+/// The content of an object of the store, whose digest is checked.
+///
+/// # Errors
+/// It is not there or not whole, or nobody answers.
+pub async fn fetch(stream: &Stream, object: &str) -> Result<Vec<u8>, Failure> {
+    let reading = async {
+        let store = stream.context().get_object_store(&bucket(stream.name())).await;
+        let store = store.map_err(|error| failed(stream, &error))?;
+        let mut object = store.get(object).await.map_err(|error| failed(stream, &error))?;
+        let mut content = Vec::new();
+        object.read_to_end(&mut content).await.map_err(|error| failed(stream, &error))?;
+        Ok(content)
+    };
+    let read = timeout(READ_MAX, reading).await;
+    read.unwrap_or_else(|_| Err(failed(stream, &format!("object `{object}` does not come"))))
 }
 
 /// The digest of the object when it is there whole.

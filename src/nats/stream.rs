@@ -12,7 +12,7 @@ use crate::error::{Code, Failure};
 use crate::outbox::Template;
 use crate::postgres::timestamp::Timestamp;
 use async_nats::RequestErrorKind;
-use async_nats::jetstream::message::StreamMessageError;
+use async_nats::jetstream::message::{StreamMessage, StreamMessageError};
 use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
@@ -149,27 +149,6 @@ pub struct Look {
     pub last_at: Option<Timestamp>,
     /// The server's clock; none before 2.10.
     pub now: Option<Timestamp>,
-}
-
-/// A message as it is stored.
-#[derive(Debug, Clone)]
-pub struct Raw {
-    /// Its sequence.
-    pub seq: u64,
-    /// Its subject.
-    pub subject: String,
-    /// Its headers: name and value.
-    pub headers: Vec<(String, String)>,
-    /// Its body.
-    pub payload: bytes::Bytes,
-}
-
-impl Raw {
-    /// The first value of a header; names of headers have case (ADR-4).
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
 }
 
 /// One stream by name.
@@ -406,46 +385,38 @@ impl Stream {
         self.sized_message(seq).await.map(|(stored, _)| stored)
     }
 
-    /// The whole message at `seq`; none when it is gone.
-    ///
-    /// # Errors
-    /// Nobody answers.
-    pub async fn raw(&self, seq: u64) -> Result<Option<Raw>, Failure> {
-        let message = match self.raw.get_raw_message(seq).await {
-            Ok(message) => message,
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))),
-        };
-        let all = message.headers.iter();
-        let headers = all.flat_map(|(name, values)| {
-            values.iter().map(move |value| (name.to_string(), value.as_str().to_owned()))
-        });
-        Ok(Some(Raw {
-            seq,
-            subject: message.subject.to_string(),
-            headers: headers.collect(),
-            payload: message.payload,
-        }))
-    }
-
     /// The message, and how many bytes came with it.
     async fn sized_message(&self, seq: u64) -> Result<(Stored, usize), Failure> {
-        let error = match self.raw.get_raw_message(seq).await {
+        match self.raw.get_raw_message(seq).await {
             Ok(message) => {
                 let stored = match identify(&message.headers) {
                     Some(event) => Stored::Event(Box::new(event)),
                     None => Stored::Foreign(message.subject.to_string()),
                 };
-                return Ok((stored, message.payload.len()));
+                Ok((stored, message.payload.len()))
             }
-            Err(error) => error,
-        };
-        match error.kind() {
-            _ if is_gone(&error) => Ok((Stored::Gone, 0)),
+            Err(error) if is_gone(&error) => Ok((Stored::Gone, 0)),
             // It is there, and no header block of ours is unreadable.
-            RawMessageErrorKind::Other if is_unreadable(&error) => Ok((Stored::Foreign("?".to_owned()), 0)),
-            _ => Err(self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))),
+            Err(error) if is_unreadable(&error) => Ok((Stored::Foreign("?".to_owned()), 0)),
+            Err(error) => Err(self.unread(&error)),
         }
+    }
+
+    /// The message at `seq`, with headers and body; none where there is none, or none with headers that can
+    /// be read: that is no message of ours.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn whole_message(&self, seq: u64) -> Result<Option<StreamMessage>, Failure> {
+        match self.raw.get_raw_message(seq).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if is_gone(&error) || is_unreadable(&error) => Ok(None),
+            Err(error) => Err(self.unread(&error)),
+        }
+    }
+
+    fn unread(&self, error: &RawMessageError) -> Failure {
+        self.forbidden().unwrap_or_else(|| self.silent(&error.to_string()))
     }
 
     /// What stands at `first` to `last`, in order.
@@ -477,14 +448,15 @@ impl Stream {
 fn is_gone(error: &RawMessageError) -> bool {
     match error.kind() {
         RawMessageErrorKind::NoMessageFound => true,
-        RawMessageErrorKind::JetStream(js) => js.error_code().0 == 10_037,
+        RawMessageErrorKind::JetStream(error) => error.error_code().0 == 10_037,
         _ => false,
     }
 }
 
 /// The answer came and its headers do not parse.
 fn is_unreadable(error: &RawMessageError) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<StreamMessageError>())
+    error.kind() == RawMessageErrorKind::Other
+        && std::error::Error::source(error).is_some_and(|source| source.is::<StreamMessageError>())
 }
 
 /// A stream to be created.

@@ -20,11 +20,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub(crate) static EVENT_ID: HeaderName = HeaderName::from_static("Postrider-Event-Id");
-pub(super) static EVENT_TYPE: HeaderName = HeaderName::from_static("Postrider-Event-Type");
-pub(super) static KEY: HeaderName = HeaderName::from_static("Postrider-Key");
+pub(crate) static EVENT_TYPE: HeaderName = HeaderName::from_static("Postrider-Event-Type");
+pub(crate) static KEY: HeaderName = HeaderName::from_static("Postrider-Key");
 pub(super) static SCHEMA_VERSION: HeaderName = HeaderName::from_static("Postrider-Schema-Version");
-pub(super) static NULL: HeaderName = HeaderName::from_static("Postrider-Null");
-pub(super) static CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
+pub(crate) static NULL: HeaderName = HeaderName::from_static("Postrider-Null");
+pub(crate) static CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
 pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -164,7 +164,7 @@ fn holds_control(text: &str) -> bool {
 }
 
 /// Whether it would hide one of the headers that the sender sets; see the module's text.
-fn steers_jetstream(text: &str) -> bool {
+pub(super) fn steers_jetstream(text: &str) -> bool {
     text.contains("Nats-") && (text.contains("Nats-Expected-") || text.contains("Nats-Msg-Id"))
 }
 

@@ -1,8 +1,8 @@
 //! From an outbox row to an event: what it is called, where it goes, what it carries.
 //!
-//! Owns the presets, the subject template, the headers that a row alone determines, and the
-//! judgement that a row cannot be published ([`Poison`]). Does no I/O and knows no clock; position,
-//! commit time and expected sequence are the sender's to add.
+//! Owns the presets, the subject template, the headers that a row alone determines, the encryption of
+//! payloads ([`seal`]), and the judgement that a row cannot be published ([`Poison`]). Does no I/O and
+//! knows no clock; position, commit time and expected sequence are the sender's to add.
 //!
 //! Three steps, from rare to hot:
 //!
@@ -20,14 +20,17 @@
 //! what is sent again after a reconnect is what was sent before.
 
 pub(crate) mod headers;
+mod keys;
 mod letter;
 mod overlap;
 mod poison;
 mod preset;
+pub mod seal;
 pub mod subject;
 mod table;
 mod template;
 
+pub use keys::{Fault, Keys};
 pub use letter::{Parts, row_json};
 pub use poison::{Poison, Reason};
 pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};

@@ -22,6 +22,8 @@ pub enum Reason {
     NullId,
     /// The type is null.
     NullType,
+    /// The payload cannot be encrypted.
+    Encrypt,
     /// JetStream refuses this one message.
     Refused,
     /// The stream holds later events, but neither it nor a letter has this one.
@@ -30,7 +32,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::BadSubject,
         Reason::SubjectUnbound,
         Reason::Oversize,
@@ -39,6 +41,7 @@ impl Reason {
         Reason::ReservedHeader,
         Reason::NullId,
         Reason::NullType,
+        Reason::Encrypt,
         Reason::Refused,
         Reason::Unaccounted,
     ];
@@ -55,6 +58,7 @@ impl Reason {
             Reason::ReservedHeader => "reserved_header",
             Reason::NullId => "null_id",
             Reason::NullType => "null_type",
+            Reason::Encrypt => "encrypt",
             Reason::Refused => "refused",
             Reason::Unaccounted => "unaccounted",
         }
@@ -72,6 +76,7 @@ impl Reason {
             Reason::ReservedHeader => Code::ReservedHeader,
             Reason::NullId => Code::NullId,
             Reason::NullType => Code::NullType,
+            Reason::Encrypt => Code::NotEncrypted,
             Reason::Refused => Code::EventRefused,
             Reason::Unaccounted => Code::Unaccounted,
         }

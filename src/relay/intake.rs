@@ -5,6 +5,7 @@ use crate::delivery::history::History;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
 use crate::nats::envelope::Stamp;
+use crate::outbox::seal::Key;
 use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table, row_json};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::pgoutput::{Column, Insert, Message, Relation, Tuple};
@@ -37,7 +38,11 @@ impl Taken {
 
     /// What is to be published for it.
     pub(super) fn event(&self) -> Result<Event, Poison> {
-        self.shape.table.event(|index| cell(&self.tuple, index))
+        let event = self.shape.table.event(|index| cell(&self.tuple, index))?;
+        match &self.shape.key {
+            Some(key) => key.seal(event, &self.stamp().position()),
+            None => Ok(event),
+        }
     }
 
     /// What is kept of it when it cannot be published.
@@ -60,6 +65,8 @@ struct Shape {
     /// Names and types.
     columns: Vec<(String, u32)>,
     table: Table,
+    /// Payloads are encrypted with it.
+    key: Option<Arc<Key>>,
 }
 
 /// What a message of the slot amounts to.
@@ -94,6 +101,7 @@ pub(super) struct Intake {
     origin: (u32, Arc<str>),
     outbox_oid: u32,
     resolved: Resolved,
+    key: Option<Arc<Key>>,
     shape: Option<Arc<Shape>>,
     /// Types that are not built in; a domain is of its base type's kind.
     kinds: HashMap<u32, Kind>,
@@ -101,10 +109,16 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(history: History, slot: String, outbox_oid: u32, resolved: Resolved) -> Intake {
+    pub(super) fn new(
+        history: History,
+        slot: String,
+        outbox_oid: u32,
+        resolved: Resolved,
+        key: Option<Arc<Key>>,
+    ) -> Intake {
         let kinds = HashMap::new();
         let origin = (0, Arc::default());
-        Intake { history, slot, origin, outbox_oid, resolved, shape: None, kinds, transaction: None }
+        Intake { history, slot, origin, outbox_oid, resolved, key, shape: None, kinds, transaction: None }
     }
 
     /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
@@ -166,7 +180,7 @@ impl Intake {
         let table = self.resolved.bind(&columns)?;
         let columns =
             relation.columns.iter().map(|column| (column.name.to_string(), column.type_oid)).collect();
-        self.shape = Some(Arc::new(Shape { columns, table }));
+        self.shape = Some(Arc::new(Shape { columns, table, key: self.key.clone() }));
         Ok(())
     }
 

@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
@@ -79,10 +79,15 @@ async fn run_between(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
+    let key = config.encrypt.key()?.map(Arc::new);
+    if let Some(key) = &key {
+        info!(key = key.id(), "payloads are encrypted");
+    }
     let mut process = Process {
         board: board.clone(),
         pulse: pulse.clone(),
         pace: pace.clone(),
+        key,
         streamed: false,
         first_host: 0,
         published: 0,

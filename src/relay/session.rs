@@ -160,6 +160,7 @@ async fn open<S: Sides>(
             server.slot.clone(),
             ledger.committed().objects.table,
             resolved.clone(),
+            process.key.clone(),
         ),
         template: resolved.subject().clone(),
         id_column: resolved.id_column().to_owned(),

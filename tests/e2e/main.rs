@@ -12,6 +12,7 @@ mod adopt;
 mod certificates;
 mod delivery;
 mod doctor;
+mod encryption;
 mod failover;
 mod letters;
 mod mapping;

@@ -134,7 +134,7 @@ async fn a_stream_that_has_lost_its_beginning_needs_a_time_to_begin_at() {
     pipeline.stream().await.purge().sequence(3).await.unwrap();
     let refused = pipeline.postrider(&["verify"]).await;
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    assert!(refused.stderr.contains("PR0112") && refused.stderr.contains("--since"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("PR0113") && refused.stderr.contains("--since"), "{}", refused.stderr);
     let (ended, report) = verify(&pipeline, &["--since", "1h"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(counts(&report), json!([1, 1, 0, 0, 0, 0]));

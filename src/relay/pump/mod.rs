@@ -55,6 +55,7 @@ use crate::nats::limits::Limits;
 use crate::nats::stream::Look;
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
+use crate::outbox::seal::Key;
 use crate::outbox::{Event, Poison, Reason, Template};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::Slot;
@@ -63,6 +64,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
 use futures_util::future::{LocalBoxFuture, OptionFuture};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -172,6 +174,8 @@ pub(super) struct Process {
     pub(super) board: Board,
     pub(super) pulse: Pulse,
     pub(super) pace: Pace,
+    /// Payloads are encrypted with it.
+    pub(super) key: Option<Arc<Key>>,
     /// The process has been in STREAM once: refusals no longer end it.
     pub(super) streamed: bool,
     /// The host to begin with: another one after a former primary was met.
