@@ -13,7 +13,7 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | [`postgres`] | one server: target, connection, replication stream, pgoutput, catalogues. Imports nothing of its siblings |
-//! | [`outbox`] | from a row to an event: presets, templates, headers. No I/O |
+//! | [`outbox`] | from a row to an event: presets, templates, headers, encryption. No I/O |
 //! | [`delivery`] | what may be sent, skipped and confirmed: position, opening, resume, window, confirm. No I/O, no clock |
 //! | [`nats`] | the way into JetStream: requests over async-nats, publishing over a connection of our own |
 //! | [`state`] | the checkpoint row in Postgres, fenced by session |

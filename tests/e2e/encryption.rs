@@ -1,9 +1,11 @@
 //! Payloads that only those who have a key can read.
 
-use crate::support::{ARTICLE, Ended, Load, Message, Pipeline, Relay, eventually};
+use crate::support::{ARTICLE, Ended, Load, Message, Pipeline, eventually};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -200,7 +202,7 @@ async fn a_key_file_that_cannot_be_used_ends_the_start_and_shows_no_key() {
 async fn a_dead_letter_keeps_the_plain_payload() {
     let keys = key_file(&line("k", 1));
     let pipeline = encrypted(&keys).await;
-    let _relay: Relay = pipeline.run().await;
+    let _relay = pipeline.run().await;
     pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a b', '{\"n\": 1}')").await;
     eventually("the letter is written", async || {
         (pipeline.ask("SELECT count(*) FROM postrider.dead_letter").await == "1").then_some(())
@@ -208,4 +210,16 @@ async fn a_dead_letter_keeps_the_plain_payload() {
     .await;
     let payload = "SELECT convert_from(payload, 'UTF8') FROM postrider.dead_letter";
     assert_eq!(pipeline.ask(payload).await, "{\"n\": 1}");
+}
+
+#[tokio::test]
+async fn a_key_file_that_everyone_can_read_is_used_and_warned_of() {
+    let keys = key_file(&line("k", 1));
+    let pipeline = encrypted(&keys).await;
+    for (mode, warned) in [(0o640, false), (0o644, true)] {
+        std::fs::set_permissions(keys.path(), Permissions::from_mode(mode)).unwrap();
+        let mut relay = pipeline.run().await;
+        assert_eq!(relay.terminate().await, Some(0));
+        assert_eq!(relay.stderr().contains("can read the keys"), warned, "{}", relay.stderr());
+    }
 }
