@@ -84,6 +84,9 @@ async fn no_file_of_nats_holds_the_plain_text_and_decrypt_prints_it() {
         "{}",
         ended.stderr
     );
+    let shown = pipeline.postrider(&["tail", "--last", "3", "--count", "1", "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["payload"]["card"], mark, "tail shows what it has the key for");
     let ended = decrypt(&pipeline, 2).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
     let ended = decrypt(&pipeline, 3).await;
