@@ -75,7 +75,7 @@ impl Material {
             transaction: [begin(), insert(&columns), commit()],
             article,
             debezium,
-            envelope: Envelope::new("OUTBOX"),
+            envelope: Envelope::new("OUTBOX", false),
             out: BytesMut::new(),
             event,
             lsn: 1,
@@ -126,7 +126,13 @@ fn headers(material: &mut Material) {
 fn row(preset: PresetChoice, names: &[&str], values: &[&str]) -> Row {
     let kind = |name: &str| if matches!(name, "payload" | "headers") { Kind::Json } else { Kind::Other };
     let columns: Vec<_> = names.iter().map(|name| ColumnInfo { name, kind: kind(name) }).collect();
-    let settings = Settings { preset, columns: ColumnNames::default(), subject: None, msg_id: false };
+    let settings = Settings {
+        preset,
+        columns: ColumnNames::default(),
+        subject: None,
+        msg_id: false,
+        cloudevents: false,
+    };
     let mapping = Mapping::new(&settings).expect("a mapping");
     let table = mapping.resolve(&columns).expect("a preset").bind(&columns).expect("its columns");
     let Message::Insert(insert) = Message::decode(insert(values)).expect("a message") else {

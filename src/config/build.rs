@@ -8,7 +8,7 @@ use super::sensitive::Sensitive;
 use super::value::{self, Parsed};
 use super::{
     Config, Delivery, Encrypt, HoldBack, Http, Log, LogFormat, LogLevel, Nats, OnPoison, Outbox, Oversize,
-    Postgres, SyncInterval,
+    Postgres, SyncInterval, Validate,
 };
 use crate::error::{Code, Failure};
 use crate::outbox::{ColumnNames, PresetChoice, Template};
@@ -38,6 +38,10 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
     let nats = nats(&mut read);
     let delivery = delivery(&mut read);
     let encrypt = encrypt(&mut read);
+    let schemas = read.required("validate.schemas", |text| match text {
+        "off" => Ok(None),
+        text => value::text(text).map(|folder| Some(folder.into())),
+    });
     let http = http(&mut read);
     let start_timeout = read.required("start_timeout", value::optional(value::duration));
     let log = log(&mut read);
@@ -47,6 +51,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
         nats: nats?,
         delivery: delivery?,
         encrypt: encrypt?,
+        validate: Validate { schemas: schemas? },
         http: http?,
         start_timeout: start_timeout?,
         log: log?,
@@ -165,7 +170,14 @@ fn outbox(read: &mut Reader<'_>) -> Option<Outbox> {
     {
         read.problems.push(failure);
     }
-    Some(Outbox { table: table?, preset: preset?, columns: columns?, subject: subject? })
+    let cloudevents = read.required("outbox.cloudevents", value::boolean);
+    Some(Outbox {
+        table: table?,
+        preset: preset?,
+        columns: columns?,
+        subject: subject?,
+        cloudevents: cloudevents?,
+    })
 }
 
 fn columns(read: &mut Reader<'_>) -> Option<ColumnNames> {

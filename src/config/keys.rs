@@ -123,6 +123,12 @@ pub const KEYS: &[Key] = &[
         Kind::Text("TEMPLATE"),
         "NATS subject, with {column}, {column:tokens} or {column:bucket(16)}; default: by preset, outbox.{event_type} or outbox.event.{aggregatetype}",
     ),
+    key(
+        "outbox.cloudevents",
+        Kind::Boolean,
+        "false",
+        "Also send CloudEvents 1.0 attributes as headers: ce-id, ce-type, ce-source, ce-time, …",
+    ),
     secret(
         "nats.url",
         Kind::Text("URLS"),
@@ -226,6 +232,12 @@ pub const KEYS: &[Key] = &[
         FILE,
         "off",
         "Encrypt payloads with the first key of this file: lines of a key id and the base64 of 32 bytes",
+    ),
+    key(
+        "validate.schemas",
+        Kind::Text("FOLDER"),
+        "off",
+        "JSON Schemas of payloads, <event_type>.json and <event_type>.v<version>.json; what breaks its own is a dead letter",
     ),
     key(
         "http.listen",

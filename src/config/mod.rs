@@ -35,6 +35,7 @@ pub use load::{Environment, Origin, Value};
 pub use sensitive::Sensitive;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 pub use value::{TableName, masked_server};
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub delivery: Delivery,
     /// `[encrypt]`
     pub encrypt: Encrypt,
+    /// `[validate]`
+    pub validate: Validate,
     /// `[http]`
     pub http: Http,
     /// How long to wait at the start for servers that are not up yet; none: for ever.
@@ -85,6 +88,8 @@ pub struct Outbox {
     pub columns: ColumnNames,
     /// The subject template, as written.
     pub subject: Option<String>,
+    /// Whether CloudEvents attributes are sent too.
+    pub cloudevents: bool,
 }
 
 impl Outbox {
@@ -96,6 +101,7 @@ impl Outbox {
             columns: self.columns.clone(),
             subject: self.subject.clone(),
             msg_id: nats.msg_id,
+            cloudevents: self.cloudevents,
         }
     }
 }
@@ -192,6 +198,13 @@ pub enum Oversize {
     ObjectStore,
     /// The relay stops there.
     Halt,
+}
+
+/// What payloads are held against.
+#[derive(Debug, Clone)]
+pub struct Validate {
+    /// The folder of JSON Schemas; none: nothing is.
+    pub schemas: Option<PathBuf>,
 }
 
 /// The HTTP server.

@@ -4,11 +4,11 @@ use super::Report;
 use crate::config::Config;
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::error::{Code, Failure};
-use crate::outbox::{Mapping, Resolved};
+use crate::outbox::Resolved;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::{self as facts, Publication, Server, Service, Slot, System, Table};
 use crate::postgres::target::{Address, SslMode};
-use crate::relay::preflight;
+use crate::relay::{preflight, schemas};
 use crate::state::{checkpoint, dead_letter};
 use bytesize::ByteSize;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -81,7 +81,7 @@ fn is_unproved(address: &Address, mode: SslMode) -> bool {
 }
 
 fn columns(config: &Config, table: &Table, report: &mut Report) -> Option<Resolved> {
-    let mapping = report.told(Mapping::new(&config.outbox.settings(&config.nats)))?;
+    let mapping = report.told(schemas::mapping(config))?;
     let resolved = report.told(preflight::columns(&mapping, table))?;
     report.sound(format!(
         "table {}, preset {}, subject {}",

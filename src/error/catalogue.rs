@@ -98,6 +98,8 @@ catalogue! {
         "The stream holds no message with this sequence: it was not published yet, has expired, or was purged. `nats stream info` says where the stream begins and ends.";
     VerifyUnbounded = "PR0113", Usage, Halt, "verify must know from when on",
         "Rows whose messages the stream no longer has (max_age, a purge, a work queue) cannot be told from rows that were never stored. --since leaves the older ones out, by the column of outbox.created_at.";
+    SchemasUnusable = "PR0114", Usage, Halt, "the folder of schemas cannot be used",
+        "validate.schemas names a folder that is not there or not readable, or a file in it is no JSON or no JSON Schema. The message names each. $ref reaches files of the folder only. Nothing is published until it is mended: every event would else become a dead letter.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";
@@ -225,6 +227,8 @@ catalogue! {
         "More than delivery.dead_letters_max events could not be published, without one in between that could: that is a fault of the configuration or of the writer, not of single events. Everything before is published or a letter. `postrider dlq list` shows the letters; mend the cause, start again, and `postrider dlq replay --all` sends them.";
     NotEncrypted = "PR0512", Poison, Poison, "an event that cannot be encrypted",
         "The cipher refuses the payload. It is not published in plain text instead.";
+    SchemaBroken = "PR0513", Poison, Poison, "an event whose payload breaks its schema",
+        "validate.schemas has a JSON Schema for the event's type, and the payload is not what it demands, or no JSON at all. The message names the place as a JSON Pointer. A NULL payload counts as null. Mend the schema and start again, or mend the writer; then `postrider dlq replay`.";
 
     ProblemsFound = "PR0600", Findings, Operator, "doctor found problems",
         "Each is told with its own code, and what mends it.";

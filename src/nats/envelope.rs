@@ -18,6 +18,10 @@ pub static POSITION: HeaderName = HeaderName::from_static("Postrider-Position");
 /// The header that says when its transaction committed.
 pub static COMMIT_TIME: HeaderName = HeaderName::from_static("Postrider-Commit-Time");
 
+static CE_SPECVERSION: HeaderName = HeaderName::from_static("ce-specversion");
+static CE_SOURCE: HeaderName = HeaderName::from_static("ce-source");
+static CE_TIME: HeaderName = HeaderName::from_static("ce-time");
+
 /// What the log says of an event.
 #[derive(Debug, Clone, Copy)]
 pub struct Stamp<'a> {
@@ -42,6 +46,10 @@ impl Stamp<'_> {
 pub struct Envelope {
     /// What all headers begin with.
     alike: Vec<u8>,
+    /// Whether source and time are also sent as CloudEvents has them.
+    cloudevents: bool,
+    /// `/postrider/<system id>/<slot>`
+    source: String,
     /// The headers of the message at hand.
     headers: Vec<u8>,
     /// Of which the texts below are.
@@ -54,11 +62,16 @@ pub struct Envelope {
 impl Envelope {
     /// For messages to `stream`.
     #[must_use]
-    pub fn new(stream: &str) -> Envelope {
+    pub fn new(stream: &str, cloudevents: bool) -> Envelope {
         let mut alike = b"NATS/1.0\r\n".to_vec();
         line(&mut alike, &NATS_EXPECTED_STREAM, &[stream]);
+        if cloudevents {
+            line(&mut alike, &CE_SPECVERSION, &["1.0"]);
+        }
         Envelope {
             alike,
+            cloudevents,
+            source: String::new(),
             headers: Vec::new(),
             transaction: None,
             position: String::new(),
@@ -78,6 +91,10 @@ impl Envelope {
         line(headers, &NATS_EXPECTED_LAST_SEQUENCE, &[digits.format(seq - 1)]);
         line(headers, &POSITION, &[&self.position, digits.format(stamp.place.index)]);
         line(headers, &COMMIT_TIME, &[&self.commit_time]);
+        if self.cloudevents {
+            line(headers, &CE_SOURCE, &[&self.source]);
+            line(headers, &CE_TIME, &[&self.commit_time]);
+        }
         for (name, value) in &event.headers {
             line(headers, name, &[value.as_str()]);
         }
@@ -101,6 +118,14 @@ impl Envelope {
     fn begin(&mut self, Stamp { origin, place, commit_time }: Stamp<'_>) {
         self.position.clear();
         let _ = write!(self.position, "{origin}{:016X}/", place.commit_lsn.0);
+        // Without the timeline: a failover does not make it another source.
+        let mut parts = origin.split('/');
+        self.source.clear();
+        if self.cloudevents
+            && let (Some(system), _, Some(slot)) = (parts.next(), parts.next(), parts.next())
+        {
+            let _ = write!(self.source, "/postrider/{system}/{slot}");
+        }
         self.commit_time.clear();
         let _ = write!(self.commit_time, "{commit_time}");
         self.transaction = Some(place.commit_lsn);
@@ -138,7 +163,7 @@ mod tests {
 
     #[test]
     fn each_message_has_its_own_place_and_the_commit_time_of_its_transaction() {
-        let mut envelope = Envelope::new("OUTBOX");
+        let mut envelope = Envelope::new("OUTBOX", false);
         let stamp = |lsn, index, micros| Stamp {
             origin: "7/1/postrider/",
             place: Place { commit_lsn: Lsn(lsn), index },
@@ -169,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_event_gets_nothing_of_the_one_before_it() {
-        let mut envelope = Envelope::new("OUTBOX");
+        let mut envelope = Envelope::new("OUTBOX", false);
         let place = Place { commit_lsn: Lsn(1), index: 0 };
         let stamp = Stamp { origin: "7/1/s/", place, commit_time: Timestamp(0) };
         let before = message(&mut envelope, 1, &event("before"), stamp);

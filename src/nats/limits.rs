@@ -17,8 +17,8 @@ pub struct Limits {
 /// JetStream keeps a message's headers with a 16-bit length.
 const HEADERS_MAX: usize = 65_535;
 
-/// `Nats-Expected-Stream`, `Nats-Expected-Last-Sequence` and the block's first and last line.
-const OWN_HEADERS: usize = 512;
+/// What [`envelope`](super::envelope) adds, with names as long as they may be.
+const OWN_HEADERS: usize = 768;
 
 impl Limits {
     /// A stream's, of a server that takes `max_payload` bytes.

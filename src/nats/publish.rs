@@ -50,7 +50,7 @@ impl Publisher {
     ///
     /// # Errors
     /// No server of `nats` lets us in.
-    pub async fn new(nats: &Nats, stream: &str) -> Result<Publisher, Failure> {
+    pub async fn new(nats: &Nats, stream: &str, cloudevents: bool) -> Result<Publisher, Failure> {
         let inbox = nats.client.new_inbox();
         let wire = connect(nats.clone(), inbox.clone(), Duration::ZERO).await?;
         nats.publishing(true);
@@ -59,7 +59,7 @@ impl Publisher {
             max_payload: wire.max_payload,
             state: State::Up(Box::new(wire)),
             back_off: RECONNECT_MIN,
-            envelope: Envelope::new(stream),
+            envelope: Envelope::new(stream, cloudevents),
             inbox,
             epoch: 0,
             reply: String::new(),

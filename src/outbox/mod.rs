@@ -19,12 +19,14 @@
 //! Invariant: a row gives the same event whenever it is decoded, headers in the same order, so that
 //! what is sent again after a reconnect is what was sent before.
 
+mod cloudevents;
 pub(crate) mod headers;
 mod keys;
 mod letter;
 mod overlap;
 mod poison;
 mod preset;
+mod schema;
 pub mod seal;
 pub mod subject;
 mod table;
@@ -34,6 +36,7 @@ pub use keys::{Fault, Keys};
 pub use letter::{Parts, row_json};
 pub use poison::{Poison, Reason};
 pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};
+pub use schema::Schemas;
 pub use table::Table;
 pub use template::Template;
 

@@ -24,6 +24,8 @@ pub enum Reason {
     NullType,
     /// The payload cannot be encrypted.
     Encrypt,
+    /// The payload is not what the schema of its type demands.
+    Schema,
     /// JetStream refuses this one message.
     Refused,
     /// The stream holds later events, but neither it nor a letter has this one.
@@ -32,7 +34,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::BadSubject,
         Reason::SubjectUnbound,
         Reason::Oversize,
@@ -42,6 +44,7 @@ impl Reason {
         Reason::NullId,
         Reason::NullType,
         Reason::Encrypt,
+        Reason::Schema,
         Reason::Refused,
         Reason::Unaccounted,
     ];
@@ -59,6 +62,7 @@ impl Reason {
             Reason::NullId => "null_id",
             Reason::NullType => "null_type",
             Reason::Encrypt => "encrypt",
+            Reason::Schema => "schema",
             Reason::Refused => "refused",
             Reason::Unaccounted => "unaccounted",
         }
@@ -77,6 +81,7 @@ impl Reason {
             Reason::NullId => Code::NullId,
             Reason::NullType => Code::NullType,
             Reason::Encrypt => Code::NotEncrypted,
+            Reason::Schema => Code::SchemaBroken,
             Reason::Refused => Code::EventRefused,
             Reason::Unaccounted => Code::Unaccounted,
         }

@@ -5,10 +5,12 @@
 //! chosen by hand needs only what is read.
 
 use super::ColumnInfo;
+use super::schema::Schemas;
 use super::table::Table;
 use super::template::Template;
 use crate::error::{Code, Failure};
 use std::fmt;
+use std::sync::Arc;
 
 /// How an outbox table is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub struct Settings {
     pub subject: Option<String>,
     /// `nats.msg_id`.
     pub msg_id: bool,
+    /// `outbox.cloudevents`.
+    pub cloudevents: bool,
 }
 
 /// Checked settings, before the table is known.
@@ -75,6 +79,8 @@ pub struct Mapping {
     overrides: ColumnNames,
     subject: Option<Template>,
     msg_id: bool,
+    cloudevents: bool,
+    schemas: Option<Arc<Schemas>>,
 }
 
 /// Settings with the preset chosen. Lives as long as the process.
@@ -84,6 +90,8 @@ pub struct Resolved {
     pub(super) columns: ColumnNames,
     pub(super) subject: Template,
     pub(super) msg_id: bool,
+    pub(super) cloudevents: bool,
+    pub(super) schemas: Option<Arc<Schemas>>,
 }
 
 impl Mapping {
@@ -104,7 +112,16 @@ impl Mapping {
             overrides: settings.columns.clone(),
             subject: settings.subject.as_deref().map(Template::parse).transpose()?,
             msg_id: settings.msg_id,
+            cloudevents: settings.cloudevents,
+            schemas: None,
         })
+    }
+
+    /// The same, with payloads held against schemas.
+    #[must_use]
+    pub fn validated(mut self, schemas: Arc<Schemas>) -> Mapping {
+        self.schemas = Some(schemas);
+        self
     }
 
     /// Chooses the preset by the table's columns, once in a process.
@@ -120,8 +137,22 @@ impl Mapping {
             PresetChoice::Columns => Preset::Columns,
         };
         let columns = self.columns(preset);
+        if self.schemas.is_some() && columns.event_type.is_none() {
+            return Err(Failure::new(
+                Code::MissingValue,
+                "validate.schemas is set, but no column holds the event type by which a schema is found",
+                "set outbox.type, or validate.schemas = \"off\"",
+            ));
+        }
         let subject = self.subject.clone().unwrap_or_else(|| preset.subject(&columns));
-        Ok(Resolved { preset, columns, subject, msg_id: self.msg_id })
+        Ok(Resolved {
+            preset,
+            columns,
+            subject,
+            msg_id: self.msg_id,
+            cloudevents: self.cloudevents,
+            schemas: self.schemas.clone(),
+        })
     }
 
     fn detect(&self, table: &[ColumnInfo<'_>]) -> Result<Preset, Failure> {

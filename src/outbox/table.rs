@@ -4,8 +4,10 @@
 //! keys and payloads are slices of the frame that brought them. JSON is parsed only where there is
 //! a headers column.
 
+use super::cloudevents::{self, Attributes};
 use super::headers::{self, Entries};
 use super::preset::{Preset, Resolved, names};
+use super::schema::Schemas;
 use super::template::BoundTemplate;
 use super::{ColumnInfo, Event, Kind, Poison};
 use crate::error::{Code, Failure};
@@ -13,6 +15,7 @@ use crate::postgres::text::Text;
 use async_nats::HeaderName;
 use async_nats::header::NATS_MESSAGE_ID;
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// Room for what most rows carry, and for the sender's own headers behind it.
 const HEADERS_CAPACITY: usize = 12;
@@ -23,6 +26,8 @@ pub struct Table {
     preset: Preset,
     subject: BoundTemplate,
     msg_id: bool,
+    cloudevents: bool,
+    schemas: Option<Arc<Schemas>>,
     id: Column,
     event_type: Option<Column>,
     key: Option<Column>,
@@ -59,6 +64,8 @@ impl Table {
             preset: resolved.preset,
             subject,
             msg_id: resolved.msg_id,
+            cloudevents: resolved.cloudevents,
+            schemas: resolved.schemas.clone(),
             id,
             event_type: find(&named.event_type),
             key: find(&named.key),
@@ -125,8 +132,23 @@ impl Table {
         }
         let subject = self.subject.subject(cell)?;
         let payload = self.payload(cell)?;
+        let schema_version = optional(self.schema_version.as_ref(), cell)?;
+        if let (Some(schemas), Some(event_type)) = (&self.schemas, &event_type) {
+            schemas.check(event_type, schema_version.as_deref(), payload.as_deref())?;
+        }
+        let key = optional(self.key.as_ref(), cell)?;
+        let entries = self.entries(cell)?;
+        let by_type = matches!(self.payload_kind, Kind::Json).then(|| Text::from_static("application/json"));
+        let content_type = optional(self.content_type.as_ref(), cell)?;
+        let content_type = content_type.or(entries.content_type).or(by_type);
 
         let mut headers = Vec::with_capacity(HEADERS_CAPACITY);
+        if self.cloudevents {
+            cloudevents::refuse_ours(&entries.others)?;
+            let event_type = event_type.as_ref().unwrap_or(&subject);
+            let (key, content_type) = (key.as_ref(), content_type.as_ref());
+            cloudevents::add(&mut headers, &Attributes { id, event_type, key, content_type })?;
+        }
         let mut add = |name: &HeaderName, value: Option<Text>| {
             if let Some(value) = value {
                 headers.push((name.clone(), value));
@@ -134,15 +156,11 @@ impl Table {
         };
         add(&headers::EVENT_ID, Some(id.clone()));
         add(&headers::EVENT_TYPE, event_type);
-        add(&headers::KEY, optional(self.key.as_ref(), cell)?);
-        add(&headers::SCHEMA_VERSION, optional(self.schema_version.as_ref(), cell)?);
+        add(&headers::KEY, key);
+        add(&headers::SCHEMA_VERSION, schema_version);
         add(&headers::NULL, payload.is_none().then(|| Text::from_static("true")));
         add(&NATS_MESSAGE_ID, self.msg_id.then(|| id.clone()));
-
-        let entries = self.entries(cell)?;
-        let by_type = matches!(self.payload_kind, Kind::Json).then(|| Text::from_static("application/json"));
-        let content_type = optional(self.content_type.as_ref(), cell)?;
-        add(&headers::CONTENT_TYPE, content_type.or(entries.content_type).or(by_type));
+        add(&headers::CONTENT_TYPE, content_type);
         add(&headers::TRACEPARENT, optional(self.traceparent.as_ref(), cell)?.or(entries.traceparent));
         add(&headers::TRACESTATE, optional(self.tracestate.as_ref(), cell)?.or(entries.tracestate));
         headers.extend(entries.others);

@@ -19,6 +19,7 @@ mod latency;
 mod pace;
 pub mod preflight;
 mod pump;
+pub mod schemas;
 mod servers;
 mod session;
 mod sides;
@@ -30,7 +31,6 @@ use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
-use crate::outbox::Mapping;
 use crate::postgres::error::Error;
 pub use pace::Pace;
 use pump::{End, LetterLog, Lettered, Process};
@@ -78,7 +78,7 @@ async fn run_between(
     pace: &Pace,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
-    let mapping = Mapping::new(&config.outbox.settings(&config.nats))?;
+    let mapping = schemas::mapping(config)?;
     let key = config.encrypt.key()?.map(Arc::new);
     if let Some(key) = &key {
         info!(key = key.id(), "payloads are encrypted");

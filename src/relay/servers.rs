@@ -40,7 +40,8 @@ impl Sides for Servers {
     async fn nats(&self) -> Result<Broker<stream::Stream, publish::Publisher>, Failure> {
         let nats = connect::connect(&self.config.nats.access).await?;
         let stream = stream::Stream::named(&nats, &self.config.nats.stream).await?;
-        let publisher = publish::Publisher::new(&nats, &self.config.nats.stream).await?;
+        let publisher =
+            publish::Publisher::new(&nats, &self.config.nats.stream, self.config.outbox.cloudevents).await?;
         Ok(Broker {
             stream,
             publisher,

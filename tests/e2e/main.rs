@@ -10,6 +10,7 @@
 
 mod adopt;
 mod certificates;
+mod cloudevents;
 mod delivery;
 mod doctor;
 mod encryption;
@@ -26,6 +27,7 @@ mod refusals;
 mod remove;
 mod rollback;
 mod rotation;
+mod schemas;
 mod sourcing;
 mod support;
 mod tail;

@@ -343,6 +343,39 @@ fn a_payload_shares_the_frame_that_brought_it() {
     assert_eq!(event.payload.as_ptr(), payload.as_ptr());
 }
 
+#[test]
+fn cloudevents_are_the_row_s_and_an_entry_beside_them_is_reserved() {
+    let settings = Settings { cloudevents: true, ..Settings::default() };
+    let table = table(&settings, &columns(OPEN_OUTBOX));
+    let of = |headers| {
+        event(&table, &[Some("a b"), Some("paid"), Some("é"), Some("{}"), Some(headers), None, None])
+    };
+    let paid = of(r#"{"ce-tenant": "t"}"#).unwrap();
+    for (name, value) in [
+        ("ce-id", "a%20b"),
+        ("ce-type", "paid"),
+        ("ce-subject", "%C3%A9"),
+        ("ce-datacontenttype", "application/json"),
+        ("ce-tenant", "t"),
+    ] {
+        assert_eq!(header(&paid, name).as_deref(), Some(value), "{name}");
+    }
+    for headers in [r#"{"ce-id": "x"}"#, r#"{"CE-Source": "x"}"#, r#"{"ce-time": "x"}"#] {
+        assert_eq!(of(headers).unwrap_err().reason, Reason::ReservedHeader, "{headers}");
+    }
+    let empty = |id, key| event(&table, &[Some(id), Some("paid"), Some(key), Some("{}"), None, None, None]);
+    assert_eq!(empty("", "k").unwrap_err().reason, Reason::NullId);
+    assert_eq!(header(&empty("1", "").unwrap(), "ce-subject"), None);
+}
+
+#[test]
+fn schemas_need_a_column_of_types() {
+    let mapping = Mapping::new(&with_columns(ColumnNames::default())).unwrap();
+    let schemas = Schemas::compile(Vec::new()).unwrap();
+    let failure = mapping.validated(Arc::new(schemas)).resolve(&columns(&["id", "payload"])).unwrap_err();
+    assert_eq!(failure.code, Code::MissingValue);
+}
+
 fn cell() -> impl Strategy<Value = Option<Vec<u8>>> {
     prop::option::weighted(
         0.9,
