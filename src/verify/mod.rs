@@ -14,7 +14,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | [`order`] | what one message after the other says of the stream; no I/O |
+//! | `order` | what one message after the other says of the stream; no I/O |
 //! | `ids` | the temporary tables |
 
 mod ids;
