@@ -119,3 +119,15 @@ fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Fail
         Err(failure) => Err(failure),
     }
 }
+
+/// What an event holds must not steer the terminal.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}

@@ -3,7 +3,7 @@
 //! Read one by one from the leader, as the relay itself reads: no consumer is made, so a stream with a work
 //! queue or limits on consumers notices nothing, and the relay's own permissions suffice.
 
-use super::{Ended, block_on, load};
+use super::{Ended, block_on, load, printable};
 use crate::config::{Flags, read_keys};
 use crate::error::{Code, Failure};
 use crate::nats::connect;
@@ -34,7 +34,7 @@ Example:
   postrider tail
   postrider tail --last 20 --type order_created --key 4711
   postrider tail --json | jq .payload
-  postrider tail --last 1 --count 1 --json     # the last event of the stream, and no waiting")]
+  postrider tail --last 1 --count 1 --json     # the last event of the stream")]
 pub(super) struct Args {
     /// Begin with so many messages that are stored already.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -133,7 +133,8 @@ fn opened(mut message: StreamMessage, keys: Option<&Keys>) -> StreamMessage {
 
 /// `12  2026-11-23T22:20:01.123456Z  outbox.order  id 7  key 4711  {"n": 1}`
 fn human(message: &StreamMessage) -> String {
-    let mut line = format!("{}  {}", message.sequence, header(message, &COMMIT_TIME).unwrap_or("-"));
+    let mut line =
+        format!("{}  {}", message.sequence, printable(header(message, &COMMIT_TIME).unwrap_or("-")));
     for (name, value) in [
         ("", Some(message.subject.as_str())),
         ("id ", header(message, &EVENT_ID)),
@@ -160,18 +161,6 @@ fn shortened(text: &str) -> String {
         Some((end, _)) => format!("{}… {} bytes", printable(text.get(..end).unwrap_or(text)), text.len()),
         None => printable(text),
     }
-}
-
-/// What an event holds must not steer the terminal.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character.is_control() {
-            true => shown.extend(character.escape_default()),
-            false => shown.push(character),
-        }
-    }
-    shown
 }
 
 fn to_json(message: &StreamMessage) -> Value {

@@ -1,6 +1,6 @@
 //! `postrider verify`
 
-use super::{Ended, block_on, load};
+use super::{Ended, block_on, load, printable};
 use crate::config::Flags;
 use crate::error::{Code, Failure};
 use crate::postgres::timestamp::Timestamp;
@@ -129,7 +129,7 @@ fn human(report: &Report) -> String {
 
 fn named(text: &mut String, kind: &str, count: u64, named: impl Iterator<Item = String>) {
     for what in named {
-        let _ = writeln!(text, "{kind} {what}");
+        let _ = writeln!(text, "{kind} {}", printable(&what));
     }
     if count > NAMED_MAX as u64 {
         let _ = writeln!(text, "{kind} … {count} in all");

@@ -139,6 +139,17 @@ pub async fn verify(
         let relayed = slot_is_active(&sql, &config.postgres.slot).await?;
         let now = self::row(&sql, config).await?;
         (read, last) = (last, stream.look().await?.end.last_seq);
+        if last < read.max(now.seq) {
+            return Err(Failure::new(
+                Code::StreamWentBack,
+                format!(
+                    "stream `{}` went back to message {last}, the relay was at {}",
+                    stream.name(),
+                    now.seq
+                ),
+                "let a relay run, which sends the lost events again, or says why it must not; then verify again",
+            ));
+        }
         read_messages(&stream, &ids, &mut order, read, last, &mut progress).await?;
         if now.settled_lsn >= committed {
             break;
