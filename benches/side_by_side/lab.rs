@@ -19,10 +19,10 @@ use tokio_postgres::{Client, NoTls};
 const POSTGRES_SETTINGS: &[(&str, &str)] =
     &[("fsync", "on"), ("shared_buffers", "256MB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "1h")];
 
-/// The article's table.
 const CREATE_AGAIN: Duration = Duration::from_millis(100);
 const CREATE_AGAIN_MAX: usize = 20;
 
+/// The article's table.
 const TABLE: &str = "CREATE TABLE outbox (id SERIAL PRIMARY KEY, event_type VARCHAR(50), payload JSONB, \
     created_at TIMESTAMP DEFAULT NOW(), processed BOOLEAN DEFAULT FALSE)";
 

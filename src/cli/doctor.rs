@@ -1,11 +1,10 @@
 //! `postrider doctor`
 
-use super::{Ended, block_on, load};
+use super::{Ended, block_on, load, print};
 use crate::config::Flags;
 use crate::doctor::{self, Level, Report};
 use crate::error::{Code, Failure};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::Duration;
 
 /// Look at the whole chain and say what is wrong, and what mends it. Stores and changes nothing.
@@ -44,15 +43,7 @@ pub(super) fn run(args: &Args) -> Ended {
         }
         Ok(())
     })?;
-    let text = if args.json {
-        serde_json::to_string(&report)
-            .map_err(|error| vec![Failure::new(Code::Unexpected, error.to_string(), "report it")])?
-            + "\n"
-    } else {
-        human(&report)
-    };
-    // A reader that has seen enough is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    print(&report, args.json, human)?;
     if !report.is_alarming() {
         return Ok(());
     }

@@ -17,8 +17,9 @@ mod verify;
 use crate::config::{Config, Environment};
 use crate::error::{Code, Exit, Failure};
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 use std::future::Future;
-use std::io::stdout;
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 use tokio::runtime::Builder;
 
@@ -118,6 +119,20 @@ fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Fail
         Err(failure) if failure.code == Code::SchemaMissing => Ok(None),
         Err(failure) => Err(failure),
     }
+}
+
+/// Prints a report as one JSON object, or as a person reads it.
+fn print<R: Serialize>(report: &R, json: bool, human: impl FnOnce(&R) -> String) -> Ended {
+    let text = if json {
+        serde_json::to_string(report)
+            .map_err(|error| vec![Failure::new(Code::Unexpected, error.to_string(), "report it")])?
+            + "\n"
+    } else {
+        human(report)
+    };
+    // A reader that has seen enough is no error.
+    let _ = stdout().write_all(text.as_bytes());
+    Ok(())
 }
 
 /// What an event holds must not steer the terminal.

@@ -1,13 +1,12 @@
 //! `postrider verify`
 
-use super::{Ended, block_on, load, printable};
+use super::{Ended, block_on, load, print, printable};
 use crate::config::Flags;
 use crate::error::{Code, Failure};
 use crate::postgres::timestamp::Timestamp;
 use crate::verify::{NAMED_MAX, Report, Scope, Stray, verify};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 /// Compare table and stream: each row stored once, in order, and nothing else there. Changes nothing.
@@ -60,15 +59,7 @@ pub(super) fn run(args: &Args) -> Ended {
         bar.finish_and_clear();
         Ok(())
     })?;
-    let text = if args.json {
-        serde_json::to_string(&report)
-            .map_err(|error| vec![Failure::new(Code::Unexpected, error.to_string(), "report it")])?
-            + "\n"
-    } else {
-        human(&report)
-    };
-    // A reader that has seen enough is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    print(&report, args.json, human)?;
     if report.agrees() {
         return Ok(());
     }

@@ -38,10 +38,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
     let nats = nats(&mut read);
     let delivery = delivery(&mut read);
     let encrypt = encrypt(&mut read);
-    let schemas = read.required("validate.schemas", |text| match text {
-        "off" => Ok(None),
-        text => value::text(text).map(|folder| Some(folder.into())),
-    });
+    let schemas = read.required("validate.schemas", value::path);
     let http = http(&mut read);
     let start_timeout = read.required("start_timeout", value::optional(value::duration));
     let log = log(&mut read);
@@ -303,7 +300,7 @@ fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
 }
 
 fn encrypt(read: &mut Reader<'_>) -> Option<Encrypt> {
-    let key_file = read.required("encrypt.key_file", value::file);
+    let key_file = read.required("encrypt.key_file", value::path);
     Some(Encrypt { key_file: key_file? })
 }
 

@@ -100,8 +100,8 @@ pub(super) fn text(text: &str) -> Parsed<String> {
     not_empty(text)
 }
 
-/// A file, or `off`.
-pub(super) fn file(path: &str) -> Parsed<Option<PathBuf>> {
+/// A file or a folder, or `off`.
+pub(super) fn path(path: &str) -> Parsed<Option<PathBuf>> {
     if path == "off" { Ok(None) } else { text(path).map(|path| Some(path.into())) }
 }
 
