@@ -20,7 +20,7 @@
 //! | [`relay`] | the sessions and the one loop that drives all of the above |
 //! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
 //! | [`doctor`] | every check at once, with what mends each fault |
-//! | [`verify`] | table against stream: nothing missing, doubled, misordered or foreign |
+//! | [`reconcile`] | table against stream: what differs, and what publishes it (backfill, recover, verify) |
 //! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the demonstration on servers of its own |
 //!
 //! # Invariants
@@ -41,6 +41,6 @@ pub mod nats;
 pub mod ops;
 pub mod outbox;
 pub mod postgres;
+pub mod reconcile;
 pub mod relay;
 pub mod state;
-pub mod verify;

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod init;
 mod logging;
+mod recover;
 mod remove;
 mod run;
 mod status;
@@ -19,7 +20,7 @@ use crate::error::{Code, Exit, Failure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use std::future::Future;
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdin, stdout};
 use std::process::ExitCode;
 use tokio::runtime::Builder;
 
@@ -43,6 +44,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Compare table and stream: each row stored once, in order, and nothing else there.
     Verify(verify::Args),
+    /// Publish the rows that the stream lacks, and let the relay go on.
+    Recover(recover::Args),
     /// Look at dead letters, send them again, put them away.
     Dlq(dlq::Args),
     /// Show events as they are stored.
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Tail(args) => tail::run(&args),
         Command::Decrypt(args) => decrypt::run(&args, &Environment::of_process(), &mut stdout()),
@@ -145,4 +149,21 @@ fn printable(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Asks whoever sits at the terminal; `unasked` is the command that does not ask.
+fn confirmed(question: &str, unasked: &str) -> Result<bool, Failure> {
+    let input = stdin();
+    if !input.is_terminal() {
+        return Err(Failure::new(
+            Code::MissingValue,
+            "nobody is here to be asked, and this cannot be undone",
+            unasked,
+        ));
+    }
+    print!("{question} [y/N] ");
+    let _ = stdout().flush();
+    let mut answer = String::new();
+    let read = input.read_line(&mut answer);
+    Ok(read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -1,6 +1,6 @@
 //! `postrider remove`: takes away what `init` made, so that nothing retains WAL for a relay that is gone.
 
-use super::{Ended, block_on, load, of_schema};
+use super::{Ended, block_on, confirmed, load, of_schema};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::stream::Stream;
@@ -11,7 +11,6 @@ use crate::relay::preflight;
 use crate::state::{checkpoint, dead_letter};
 use bytesize::ByteSize;
 use postgres_protocol::escape::escape_identifier;
-use std::io::{IsTerminal, Write as _};
 use tokio_postgres::error::SqlState;
 
 /// Drop the slot, the checkpoint row and the publication. The outbox table stays, and so does the
@@ -66,7 +65,7 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
     plan.iter().for_each(|line| println!("{line}"));
     // Before the first thing is gone.
     may_remove(config, &sql, &found).await?;
-    if !args.yes && !confirmed()? {
+    if !args.yes && !confirmed("Remove all of it?", "postrider remove --yes")? {
         println!("nothing was removed");
         return Ok(());
     }
@@ -245,20 +244,4 @@ fn in_use(slot: &str) -> Failure {
         format!("a relay streams slot `{slot}`"),
         "stop it first, and whoever would start it again (systemctl disable --now postrider)",
     )
-}
-
-fn confirmed() -> Result<bool, Failure> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failure::new(
-            Code::MissingValue,
-            "nobody is here to be asked, and this cannot be undone",
-            "postrider remove --yes",
-        ));
-    }
-    print!("Remove all of it? [y/N] ");
-    let _ = std::io::stdout().flush();
-    let mut answer = String::new();
-    let read = stdin.read_line(&mut answer);
-    Ok(read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -4,8 +4,8 @@ use super::{Ended, block_on, load, print, printable};
 use crate::config::Flags;
 use crate::error::{Code, Failure};
 use crate::postgres::timestamp::Timestamp;
-use crate::verify::{NAMED_MAX, Report, Scope, Stray, verify};
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use crate::reconcile::{NAMED_MAX, Progress, Report, Scope, Stray, verify};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
@@ -34,7 +34,26 @@ pub(super) struct Args {
     flags: Flags,
 }
 
-fn since(text: &str) -> Result<Timestamp, String> {
+/// On a bar: drawn where stderr is a terminal, and only there.
+pub(super) fn show(bar: &ProgressBar, progress: Progress) {
+    let (done, of, doing) = match progress {
+        Progress::Read(done, of) => (done, of, "messages read"),
+        Progress::Published(done, of) => (done, of, "rows published"),
+    };
+    bar.set_length(of);
+    bar.set_position(done);
+    bar.set_message(doing);
+}
+
+pub(super) fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
     let ago = humantime::parse_duration(text).ok().and_then(|ago| SystemTime::now().checked_sub(ago));
     let time = match ago {
         Some(time) => time,
@@ -48,14 +67,9 @@ pub(super) fn run(args: &Args) -> Ended {
     let config = load(&args.flags)?;
     let mut report = Report::default();
     block_on(async {
-        // Drawn where stderr is a terminal, and only there.
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let bar = bar();
         let scope = Scope { since: args.since, patience: args.wait };
-        report = verify(&config, scope, |read, of| {
-            bar.set_length(of);
-            bar.set_position(read);
-        })
-        .await?;
+        report = verify(&config, scope, |progress| show(&bar, progress)).await?;
         bar.finish_and_clear();
         Ok(())
     })?;
@@ -73,8 +87,7 @@ pub(super) fn run(args: &Args) -> Ended {
     );
     let remedy = match () {
         () if report.missing > 0 => {
-            "delete the missing rows and insert them again, in one transaction: they then come through the log once \
-             more. Rows that were committed before the slot existed are not published by themselves either"
+            "stop the relay, then postrider recover publishes what is missing; it shows what it would do, and asks"
         }
         () if report.undecided => {
             "postrider status says why the relay lags; then verify again, or with --wait 10m"

@@ -96,10 +96,25 @@ pub struct Plan {
     pub letters_in_a_row: usize,
 }
 
-pub(super) const ADOPT: &str = "recover by hand: postrider init --adopt goes on from now (it says what is given up); \
-     unpublished rows are in the outbox table";
+pub(super) const RECOVER: &str = "recover publishes the rows that the stream lacks, and goes on behind them; it shows what it would do, and asks";
 
-const ADOPTING: &str = "postrider init --adopt";
+const RECOVERING: &str = "postrider recover";
+
+/// The row is a command's that publishes rows of the table, or was when it was killed.
+#[must_use]
+pub fn unfinished(row: &Checkpoint) -> Option<Failure> {
+    let command = match row.phase.as_str() {
+        "ready" => return None,
+        "backfill" => "postrider init --backfill",
+        _ => "postrider recover",
+    };
+    let failure = Failure::new(
+        Code::CheckpointUnfit,
+        format!("the checkpoint row of slot `{}` is in phase `{}`", row.slot, row.phase),
+        "wait until that command ends; if it was killed, run it again: it goes on where it was",
+    );
+    Some(failure.command(command))
+}
 
 /// What can be said before the stream's messages are read.
 ///
@@ -107,20 +122,16 @@ const ADOPTING: &str = "postrider init --adopt";
 /// The rules of the first rows of the table.
 pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option<Failure>, Failure> {
     let history = &server.history;
-    if row.phase != "ready" {
-        return Err(Failure::new(
-            Code::CheckpointUnfit,
-            format!("the checkpoint row of slot `{}` is in phase `{}`", row.slot, row.phase),
-            "finish or repeat the command that left it so",
-        ));
+    if let Some(failure) = unfinished(row) {
+        return Err(failure);
     }
     if row.system_id != history.system_id {
         return Err(Failure::new(
             Code::OtherSystem,
             format!("system identifier {} is not the checkpoint row's {}", history.system_id, row.system_id),
-            ADOPT,
+            RECOVER,
         )
-        .command(ADOPTING));
+        .command(RECOVERING));
     }
     if row.stream_created != end.created {
         return Err(Failure::new(
@@ -129,9 +140,9 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 "stream `{}` was created at {}, the checkpoint row knows one of {}",
                 row.stream, end.created, row.stream_created
             ),
-            ADOPT,
+            RECOVER,
         )
-        .command(ADOPTING));
+        .command(RECOVERING));
     }
     if row.timeline > history.timeline {
         return Ok(Some(stale(history.timeline, row.timeline)));
@@ -143,9 +154,9 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 "stream `{}` ends at sequence {}, but the confirmed LSN relies on {}",
                 row.stream, end.last_seq, row.confirmed_seq
             ),
-            format!("the lost events cannot come from the slot again; {ADOPT}"),
+            format!("the lost events cannot come from the slot again; {RECOVER}"),
         )
-        .command(ADOPTING));
+        .command(RECOVERING));
     }
     let limit = if row.timeline == history.timeline { row.settled_lsn } else { history.own_start() };
     if server.confirmed > limit {
@@ -155,9 +166,9 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
                 "slot `{}` is confirmed up to {}, but only {limit} was settled",
                 server.slot, server.confirmed
             ),
-            format!("find out who read or advanced the slot; {ADOPT}"),
+            format!("find out who read or advanced the slot; {RECOVER}"),
         )
-        .command(ADOPTING));
+        .command(RECOVERING));
     }
     let behind = row.last.as_ref().is_none_or(|last| last.position.place.commit_lsn < server.start);
     Ok((server.start > Lsn::ZERO && behind).then(|| {
@@ -286,12 +297,7 @@ pub(super) fn stale(own: u32, newer: u32) -> Failure {
 }
 
 pub(super) fn differs(message: String) -> Failure {
-    Failure::new(
-        Code::HistoryDiffers,
-        message,
-        "recover by hand: if the server's disk was put back to an earlier state, its new events are in the outbox \
-         table only. Drop the slot (SELECT pg_drop_replication_slot), then postrider init --adopt goes on from now",
-    )
+    Failure::new(Code::HistoryDiffers, message, RECOVER).command(RECOVERING)
 }
 
 /// Someone else's message in our stream.
@@ -303,9 +309,10 @@ pub fn foreign(stream: &str, seq: u64, what: &str) -> Failure {
         format!(
             "give the other writer a stream of its own and let one stream source both \
              (nats stream add ALL --source {stream} --source OTHER); \
-             then `postrider init --adopt` goes on behind the message. Do not delete it"
+             then go on behind the message. Do not delete it"
         ),
     )
+    .command("postrider recover --accept")
 }
 
 #[cfg(test)]

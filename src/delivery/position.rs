@@ -21,6 +21,15 @@ pub struct Place {
     pub index: u64,
 }
 
+impl Place {
+    /// Whether the event was read from the table by `init --backfill` or `recover`, not sent by the slot: a
+    /// commit record begins at a multiple of eight (MAXALIGN), these stand one before or behind.
+    #[must_use]
+    pub fn is_from_table(self) -> bool {
+        matches!(self.commit_lsn.0 % 8, 1 | 7)
+    }
+}
+
 /// A place together with the history that gives it a meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {

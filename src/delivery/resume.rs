@@ -95,7 +95,10 @@ impl Resume {
     pub fn new(last: Option<Identity>, confirmed: Lsn, wal_end: Lsn) -> Resume {
         Resume {
             skip: last.as_ref().map(|last| last.position.place),
-            proof: last.filter(|last| confirmed <= last.position.place.commit_lsn),
+            // The slot sends no row that was read from the table.
+            proof: last
+                .filter(|last| confirmed <= last.position.place.commit_lsn)
+                .filter(|last| !last.position.place.is_from_table()),
             tail: VecDeque::new(),
             letters: BTreeSet::new(),
             gone_before: None,

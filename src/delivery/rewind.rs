@@ -1,7 +1,7 @@
 //! REWIND: the stream went back, and its lost events are to be sent again onto the same sequences.
 
 use super::checkpoint::Checkpoint;
-use super::opening::{ADOPT, Server, Stored, StreamEnd, differs, foreign, stale};
+use super::opening::{RECOVER, Server, Stored, StreamEnd, differs, foreign, stale};
 use super::position::Identity;
 use crate::error::{Code, Failure};
 
@@ -31,10 +31,12 @@ pub fn back_to(
             Err(stale(server.history.timeline, event.position.timeline))
         }
         _ if seq == 0 && row.confirmed_seq == 0 => Ok(Some(to(end.last_seq, None))),
+        // What was judged is all there was when the slot began.
+        _ if row.last.is_none() && seq > 0 && seq <= row.passed_seq => Ok(Some(to(end.last_seq, None))),
         _ if seq == 0 => Err(Failure::new(
             Code::StreamWentBack,
             format!("stream `{}` holds no event of this history any more", row.stream),
-            ADOPT,
+            RECOVER,
         )),
         Stored::Gone => Err(differs(format!(
             "the stream went back, and its message {seq} is gone: what it was cannot be told"
@@ -46,7 +48,10 @@ pub fn back_to(
         Stored::Event(event)
             if event.position.system_id != server.history.system_id || event.position.slot != server.slot =>
         {
-            Err(foreign(&row.stream, seq, &format!("position {}", event.position)))
+            match seq > row.passed_seq {
+                true => Err(foreign(&row.stream, seq, &format!("position {}", event.position))),
+                false => Ok(None),
+            }
         }
         Stored::Event(event) if server.history.contains(&event.position) => Ok(Some(to(seq, Some(*event)))),
         Stored::Event(_) => Ok(None),

@@ -59,7 +59,7 @@ async fn belongs(config: &Config, base: &Base, broker: &Broker, report: &mut Rep
                 "the checkpoint row is of stream `{}`, nats.stream is `{}`",
                 row.stream, config.nats.stream
             ),
-            "correct nats.stream, or go on with this one: postrider init --adopt says what is given up",
+            "correct nats.stream; or go on with this one: postrider recover publishes there what it lacks",
         ));
         return;
     }

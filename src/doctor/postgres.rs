@@ -137,7 +137,7 @@ async fn publication(
             )
             .sql(format!("ALTER PUBLICATION {quoted} DROP TABLE {};", config.outbox.table))
             .sql(format!("ALTER PUBLICATION {quoted} ADD TABLE {};", config.outbox.table))
-            .command("postrider init --adopt"),
+            .command("postrider recover"),
         );
     }
     report.sound(format!("publication {name}"));

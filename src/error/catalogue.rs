@@ -169,7 +169,7 @@ catalogue! {
         "The server's certificate is not signed by an authority of nats.ca (or of the system), is not for the host of nats.url, or is out of its time; or the server does not take our client certificate (nats.cert, nats.key).";
 
     SlotMissing = "PR0401", History, Halt, "the slot does not exist",
-        "Without its slot the relay cannot know which rows were written since. `postrider init` makes a new pipeline; `postrider init --adopt` goes on with an existing stream and says what is given up.";
+        "Without its slot the relay cannot know which rows were written since. `postrider init` makes a new pipeline; `postrider recover` makes a new slot and publishes the rows that the stream lacks.";
     SlotUnfit = "PR0402", History, Halt, "the slot belongs to something else",
         "The slot uses another output plugin, lives in another database, is temporary, or decodes two-phase transactions. Choose another postgres.slot.";
     SlotLost = "PR0403", History, Halt, "the slot is lost",

@@ -128,7 +128,7 @@ impl From<RowError> for Failure {
             RowError::Unreadable(error) => Failure::new(
                 Code::CheckpointUnfit,
                 error.to_string(),
-                "restore the row, or give up on it: postrider init --adopt",
+                "restore the row, or delete it: then postrider recover --adopt",
             ),
         }
     }

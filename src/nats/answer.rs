@@ -25,6 +25,17 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Whether it says no more than that an earlier message is not where it must be.
+    #[must_use]
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            Answer::Stored(_) | Answer::Duplicate(_) => true,
+            // Wrong last sequence, duplicate in process, and the per-subject form on replicas.
+            Answer::Refused { err_code, .. } => matches!(err_code, 10_071 | 10_158 | 10_164),
+            Answer::NoResponders => false,
+        }
+    }
+
     /// What an answer other than stored means, sorted (ADR-22 and nats-server's `errors.json`).
     #[must_use]
     pub fn failure(&self, stream: &str, subject: &str) -> Failure {

@@ -472,6 +472,33 @@ pub struct New {
     pub max_bytes: Option<u64>,
 }
 
+impl New {
+    /// As the configuration wants it, for the subjects that `subject` begins with.
+    ///
+    /// # Errors
+    /// PR0107: it begins with a column.
+    pub fn of(nats: &crate::config::Nats, subject: &Template) -> Result<New, Failure> {
+        let subjects = subject.stream_subject().ok_or_else(|| {
+            Failure::new(
+                Code::SubjectsUnclear,
+                format!(
+                    "outbox.subject `{subject}` begins with a column: the stream's subjects cannot be derived"
+                ),
+                format!(
+                    "nats stream add {} --subjects '…' --storage file --discard new --defaults, then again",
+                    nats.stream
+                ),
+            )
+        })?;
+        Ok(New {
+            subjects: vec![subjects],
+            replicas: nats.replicas,
+            max_age: nats.max_age,
+            max_bytes: nats.max_bytes,
+        })
+    }
+}
+
 impl Config {
     /// Whether the stream can hold each event once and in order.
     ///

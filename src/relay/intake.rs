@@ -1,73 +1,17 @@
 //! From the slot's messages to events with a place: follows transactions and relations.
 
 use super::preflight::kind;
+use super::taken::{At, Shape, Taken};
 use crate::delivery::history::History;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
-use crate::nats::envelope::Stamp;
 use crate::outbox::seal::Key;
-use crate::outbox::{ColumnInfo, Event, Kind, Poison, Resolved, Table, row_json};
+use crate::outbox::{ColumnInfo, Kind, Resolved};
 use crate::postgres::lsn::Lsn;
-use crate::postgres::pgoutput::{Column, Insert, Message, Relation, Tuple};
-use crate::postgres::text::Text;
+use crate::postgres::pgoutput::{Column, Insert, Message, Relation};
 use crate::postgres::timestamp::Timestamp;
-use crate::state::dead_letter::Letter;
-use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// A row of the outbox, as the slot sent it.
-#[derive(Debug)]
-pub(super) struct Taken {
-    /// On which it committed.
-    pub(super) timeline: u32,
-    pub(super) place: Place,
-    pub(super) commit_time: Timestamp,
-    /// None when the id column is null or no text.
-    pub(super) id: Option<Text>,
-    origin: Arc<str>,
-    shape: Arc<Shape>,
-    tuple: Tuple,
-}
-
-impl Taken {
-    /// What the log says of it.
-    pub(super) fn stamp(&self) -> Stamp<'_> {
-        Stamp { origin: &self.origin, place: self.place, commit_time: self.commit_time }
-    }
-
-    /// What is to be published for it.
-    pub(super) fn event(&self) -> Result<Event, Poison> {
-        let event = self.shape.table.event(|index| cell(&self.tuple, index))?;
-        match &self.shape.key {
-            Some(key) => key.seal(event, &self.stamp().position()),
-            None => Ok(event),
-        }
-    }
-
-    /// What is kept of it when it cannot be published.
-    pub(super) fn letter(&self, poison: Poison) -> Letter {
-        let columns = self.shape.columns.iter().enumerate();
-        Letter {
-            timeline: self.timeline,
-            place: self.place,
-            reason: poison.reason,
-            error: poison.message,
-            parts: self.shape.table.parts(|index| cell(&self.tuple, index)),
-            row: row_json(columns.map(|(at, (name, oid))| (name.as_str(), *oid, cell(&self.tuple, at)))),
-        }
-    }
-}
-
-/// The outbox as its last Relation message has it.
-#[derive(Debug)]
-struct Shape {
-    /// Names and types.
-    columns: Vec<(String, u32)>,
-    table: Table,
-    /// Payloads are encrypted with it.
-    key: Option<Arc<Key>>,
-}
 
 /// What a message of the slot amounts to.
 #[derive(Debug)]
@@ -202,21 +146,7 @@ impl Intake {
             let origin = format!("{}/{timeline}/{}/", self.history.system_id, self.slot);
             self.origin = (timeline, origin.into());
         }
-        Ok(Taken {
-            timeline,
-            place,
-            commit_time,
-            id: cell(&insert.tuple, shape.table.id_index()).and_then(|id| Text::new(id.clone()).ok()),
-            origin: Arc::clone(&self.origin.1),
-            shape: Arc::clone(shape),
-            tuple: insert.tuple,
-        })
-    }
-}
-
-fn cell(tuple: &Tuple, index: usize) -> Option<&Bytes> {
-    match tuple.get(index)? {
-        Column::Text(text) => Some(text),
-        Column::Null | Column::UnchangedToast | Column::Binary(_) => None,
+        let at = At { origin: Arc::clone(&self.origin.1), timeline, place, commit_time };
+        Ok(Taken::new(shape, at, insert.tuple))
     }
 }

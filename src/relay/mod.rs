@@ -7,6 +7,7 @@
 //! | `session` | begins one: who are we talking to, where do we go on |
 //! | `pump` | the one loop |
 //! | `intake` | the slot's messages → events with a place |
+//! | `taken` | one of them: what is published for it, or lettered |
 //! | [`Pace`] | lets frames and answers gather under load |
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
@@ -25,6 +26,7 @@ mod session;
 mod sides;
 #[cfg(test)]
 mod simulation;
+pub(crate) mod taken;
 mod upkeep;
 
 use crate::config::Config;
@@ -152,7 +154,7 @@ fn stream_failure(error: Error) -> Failure {
             Code::PublicationMissing,
             error.to_string(),
             "the publication did not exist when these rows were written, and making it now does not help: rows of \
-             that time are in the outbox table only. Drop the slot, then postrider init --adopt",
+             that time are in the outbox table only. Stop the relay, then postrider recover",
         ),
         Error::Server(said) if matches!(said.code.code(), "55000" | "58P01") => Failure::new(
             Code::PostgresSession,

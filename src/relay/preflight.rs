@@ -4,15 +4,19 @@
 use crate::config::Config;
 use crate::delivery::checkpoint::Objects;
 use crate::error::{Code, Failure};
-use crate::outbox::{ColumnInfo, Kind, Mapping, Resolved};
+use crate::outbox::{self, ColumnInfo, Kind, Mapping, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self, Publication, Server, Service, Slot, Table};
 use crate::state::{checkpoint, dead_letter};
-use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::escape::escape_identifier;
 
 /// The oldest major version that is supported.
 const VERSION_MIN: i32 = 140_000;
+
+/// Creating a slot waits for every transaction that is writing; longer than this it is better to
+/// name them.
+pub const SLOT_CREATION_MAX_SECONDS: u32 = 30;
 
 /// The server: version, wal_level, encoding, role.
 ///
@@ -98,14 +102,22 @@ pub async fn table(sql: &Sql, config: &Config) -> Result<Table, Failure> {
 /// # Errors
 /// PR0212, PR0213.
 pub fn columns(mapping: &Mapping, table: &Table) -> Result<Resolved, Failure> {
-    let columns: Vec<_> = table
-        .columns
-        .iter()
-        .map(|column| ColumnInfo { name: &column.name, kind: kind(column.type_oid) })
-        .collect();
-    let resolved = mapping.resolve(&columns)?;
-    resolved.bind(&columns)?;
+    let resolved = mapping.resolve(&infos(table))?;
+    bound(&resolved, table)?;
     Ok(resolved)
+}
+
+/// What makes events of the table's rows, in the order of its columns.
+///
+/// # Errors
+/// PR0212.
+pub fn bound(resolved: &Resolved, table: &Table) -> Result<outbox::Table, Failure> {
+    resolved.bind(&infos(table))
+}
+
+fn infos(table: &Table) -> Vec<ColumnInfo<'_>> {
+    let columns = table.columns.iter();
+    columns.map(|column| ColumnInfo { name: &column.name, kind: kind(column.type_oid) }).collect()
 }
 
 /// What a built-in type means for a payload; the oids are fixed (`pg_type.dat`).
@@ -236,9 +248,9 @@ pub fn changed(publication: &str, now: Option<Objects>, known: Objects) -> Failu
     Failure::new(
         Code::PublicationChanged,
         format!("publication `{publication}`: {what}; rows written meanwhile are not in the slot"),
-        "recover by hand: look for rows of that time in the outbox table, and go on from now",
+        "stop the relay, then let the rows that the stream lacks be published; it shows what it would do, and asks",
     )
-    .command("postrider init --adopt")
+    .command("postrider recover")
 }
 
 /// The slot.
@@ -258,10 +270,10 @@ pub fn missing_slot(name: &str) -> Failure {
     Failure::new(
         Code::SlotMissing,
         format!("slot `{name}` does not exist"),
-        "new here: make it. If it was there and is gone, recover by hand: the events written since it vanished are in \
-         the outbox table only, postrider init --adopt goes on from now",
+        "new here: postrider init. If it was there and is gone, the events written since are in the outbox table only: \
+         stop the relay, and recover publishes them",
     )
-    .command("postrider init")
+    .command("postrider recover")
 }
 
 /// Whether the slot can be streamed.
@@ -295,11 +307,10 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
         return Err(Failure::new(
             Code::SlotLost,
             format!("slot `{name}` is lost: {why}"),
-            "recover by hand: drop it, go on from now, and look for unpublished rows in the outbox table; raise \
+            "stop the relay, and recover makes a new one and publishes what the stream lacks; raise \
              max_slot_wal_keep_size",
         )
-        .sql(format!("SELECT pg_drop_replication_slot({});", escape_literal(name)))
-        .command("postrider init --adopt"));
+        .command("postrider recover"));
     }
     if slot.confirmed.is_some_and(|confirmed| confirmed > slot.wal_end) {
         return Err(Failure::new(
@@ -309,11 +320,39 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
                 slot.confirmed.unwrap_or(Lsn::ZERO),
                 slot.wal_end
             ),
-            "rows are being skipped; recover by hand: drop it, go on from now, and look for unpublished rows in the \
-             outbox table",
+            "rows are being skipped: stop the relay, and recover makes a new one and publishes what the stream lacks",
         )
-        .sql(format!("SELECT pg_drop_replication_slot({});", escape_literal(name)))
-        .command("postrider init --adopt"));
+        .command("postrider recover"));
     }
     Ok(())
+}
+
+/// Names the transactions that a new slot waits for.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn blocked(sql: &Sql, slot: &str) -> Result<Failure, Failure> {
+    let writers = sql
+        .client
+        .query(
+            "SELECT format('pid %s (%s, %s, since %s)', pid, usename, coalesce(nullif(application_name, ''), '?'), \
+             date_trunc('second', now() - xact_start)) FROM pg_stat_activity \
+             WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL SELECT format('prepared transaction %s (%s)', gid, owner) FROM pg_prepared_xacts",
+            &[],
+        )
+        .await?;
+    let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
+    Ok(Failure::new(
+        Code::SlotBlocked,
+        format!(
+            "slot `{slot}` is not created within {SLOT_CREATION_MAX_SECONDS} s: it waits for {}",
+            if writers.is_empty() {
+                "a transaction that has ended meanwhile".to_owned()
+            } else {
+                writers.join(", ")
+            }
+        ),
+        "let them end (SELECT pg_terminate_backend(pid) where nobody needs them), then postrider init again",
+    ))
 }

@@ -208,7 +208,7 @@ fn row(read: Option<Checkpoint>, config: &Config) -> Result<Checkpoint, Failure>
         Failure::new(
             Code::CheckpointMissing,
             format!("{} has no row for slot `{slot}`", checkpoint::table(&config.postgres.schema)),
-            "new here: postrider init. If the row was deleted: postrider init --adopt (it says what is given up)",
+            "new here: postrider init. If the row was deleted: postrider recover --adopt",
         )
     })?;
     if row.stream != *stream {

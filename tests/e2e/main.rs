@@ -9,6 +9,7 @@
 )]
 
 mod adopt;
+mod backfill;
 mod certificates;
 mod cloudevents;
 mod delivery;
@@ -23,6 +24,7 @@ mod privileges;
 mod provoked;
 mod psql;
 mod publication;
+mod recover;
 mod refusals;
 mod remove;
 mod rollback;

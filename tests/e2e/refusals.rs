@@ -148,7 +148,7 @@ async fn a_publication_that_is_gone_or_made_anew_is_refused() {
     refused(&pipeline.postrider(&["run"]).await, (3, "PR0209", "ALTER PUBLICATION \"postrider\" ADD TABLE"));
     pipeline.execute("ALTER PUBLICATION postrider ADD TABLE outbox").await;
     // Rows of the time between are not in the slot: it does not go on as if nothing were.
-    refused(&pipeline.postrider(&["run"]).await, (5, "PR0412", "postrider init --adopt"));
+    refused(&pipeline.postrider(&["run"]).await, (5, "PR0412", "postrider recover"));
     assert_eq!(pipeline.confirmed_lsn().await, confirmed);
 }
 
@@ -157,7 +157,7 @@ async fn a_table_taken_out_of_the_publication_while_it_runs_ends_the_relay() {
     let pipeline = Pipeline::article().await;
     let relay = pipeline.run().await;
     pipeline.execute("ALTER PUBLICATION postrider DROP TABLE outbox").await;
-    refused(&relay.ended().await, (5, "PR0412", "postrider init --adopt"));
+    refused(&relay.ended().await, (5, "PR0412", "postrider recover"));
 }
 
 #[tokio::test]
@@ -165,8 +165,8 @@ async fn a_slot_that_is_gone_is_refused() {
     let pipeline = Pipeline::article().await;
     pipeline.execute("SELECT pg_drop_replication_slot('postrider')").await;
     insert(&pipeline, "'lost'").await;
-    refused(&pipeline.postrider(&["run"]).await, (5, "PR0401", "postrider init --adopt"));
-    refused(&pipeline.postrider(&["init"]).await, (5, "PR0401", "postrider init --adopt"));
+    refused(&pipeline.postrider(&["run"]).await, (5, "PR0401", "postrider recover"));
+    refused(&pipeline.postrider(&["init"]).await, (5, "PR0401", "postrider recover"));
     let adopted = pipeline.postrider(&["init", "--adopt"]).await;
     assert_eq!(adopted.code, Some(0), "{}", adopted.stderr);
     assert!(adopted.stdout.contains("given up"), "{}", adopted.stdout);
@@ -217,7 +217,7 @@ async fn a_stream_that_is_gone_or_created_anew_is_refused() {
         ..Default::default()
     };
     pipeline.jetstream().await.create_stream(config).await.unwrap();
-    refused(&pipeline.postrider(&["run"]).await, (5, "PR0408", "postrider init --adopt"));
+    refused(&pipeline.postrider(&["run"]).await, (5, "PR0408", "postrider recover"));
     assert_eq!(pipeline.confirmed_lsn().await, confirmed);
     assert_eq!(pipeline.postrider(&["init", "--adopt"]).await.code, Some(0));
     let mut relay = pipeline.run().await;

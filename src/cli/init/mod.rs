@@ -9,7 +9,7 @@ mod print;
 use super::{Ended, block_on, load};
 use crate::config::{Config, Flags, Oversize};
 use crate::delivery::checkpoint::{Checkpoint, Objects};
-use crate::delivery::opening::{Stored, foreign};
+use crate::delivery::opening::{self, Stored, foreign};
 use crate::error::{Code, Failure};
 use crate::nats::connect::Nats;
 use crate::nats::sourcing::{self, Sourced};
@@ -20,13 +20,10 @@ use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, System};
+use crate::reconcile::{Asked, Phase, Survey, mend};
 use crate::relay::preflight;
 use crate::state::{checkpoint, dead_letter};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-
-/// Creating a slot waits for every transaction that is writing; longer than this it is better to
-/// name them.
-const SLOT_CREATION_MAX_SECONDS: u32 = 30;
 
 /// Make what `run` needs: schema, publication, slot, stream, checkpoint row. Makes nothing twice.
 #[derive(Debug, clap::Args)]
@@ -34,15 +31,20 @@ const SLOT_CREATION_MAX_SECONDS: u32 = 30;
 Example:
   postrider init                          # beside an outbox table that exists
   postrider init --create-table           # with an article table: id, event_type, payload, …
+  postrider init --backfill               # and publish the rows that are there already, in the order of their ids
   postrider init --print-sql | less       # what a DBA would run instead
   postrider init --print-nats             # what the relay's user in NATS may do
   postrider init --source-into EVENTS --as 'events.>'   # a shared stream gets the events too
 
-Rows that were committed before the slot existed are not published.")]
+Without --backfill, rows that were committed before the slot existed are not published.")]
 pub(super) struct Args {
     /// Create the outbox table where it is missing.
     #[arg(long, value_name = "PRESET", num_args = 0..=1, require_equals = true, default_missing_value = "article")]
     create_table: Option<NewTable>,
+    /// Publish the rows too that are in the table already, but for those marked as processed. May be killed,
+    /// and run again.
+    #[arg(long)]
+    backfill: bool,
     /// Go on with what is there although it cannot be proved to fit; says what is given up.
     #[arg(long)]
     adopt: bool,
@@ -153,8 +155,19 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
         // A lost slot is given up by dropping it, which only a person may do.
         preflight::fit_slot(&config.postgres.slot, slot)?;
     }
+    if let Some(failure) = before.row.as_ref().and_then(opening::unfinished).filter(|_| !args.backfill) {
+        return Err(failure);
+    }
+    if args.backfill && !before.is_ready() {
+        backfill(args, config, &nats).await?;
+        println!("ready       postrider run");
+        return Ok(());
+    }
     match before.plan(args.adopt, config, objects, system.id) {
         Next::Nothing => {
+            if args.backfill {
+                println!("backfill    not needed: what the stream lacks, postrider recover publishes");
+            }
             println!("slot        {} exists, with its checkpoint row", config.postgres.slot);
             println!("stream      {} exists", config.nats.stream);
         }
@@ -162,7 +175,7 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
         Next::Make { given_up } => {
             judge_messages(args, &stream, &before, &system, config).await?;
             if before.slot.as_ref().is_some_and(|slot| slot.confirmed.is_none()) {
-                return Err(blocked(&sql, &config.postgres.slot).await?);
+                return Err(preflight::blocked(&sql, &config.postgres.slot).await?);
             }
             if before.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
                 return Err(Failure::new(
@@ -184,6 +197,32 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
         share(&nats, &stream, shared, args.renamed.as_deref(), &resolved).await?;
     }
     println!("ready       postrider run");
+    Ok(())
+}
+
+/// Publishes the rows that are there, and makes stream, slot and row on the way.
+async fn backfill(args: &Args, config: &Config, nats: &Nats) -> Result<(), Failure> {
+    let asked = Asked {
+        phase: Phase::Backfill,
+        since: None,
+        processed: false,
+        accept: args.adopt,
+        adopt: args.adopt,
+    };
+    let bar = super::verify::bar();
+    let consent = |survey: &Survey| {
+        println!("backfill    {} rows", survey.missing);
+        Ok(true)
+    };
+    let mended = mend(config, asked, nats, consent, |progress| super::verify::show(&bar, progress)).await?;
+    bar.finish_and_clear();
+    if let Some(mended) = mended {
+        println!("published   {}", mended.published);
+        if mended.lettered > 0 {
+            println!("lettered    {}: postrider dlq list", mended.lettered);
+        }
+        println!("slot        {} goes on at {}", config.postgres.slot, mended.slot_lsn);
+    }
     Ok(())
 }
 
@@ -307,6 +346,11 @@ enum Next {
 }
 
 impl Before {
+    /// Nothing is to be made, or only with a look at what was lost.
+    fn is_ready(&self) -> bool {
+        self.row.as_ref().is_some_and(|row| row.phase == "ready")
+    }
+
     fn plan(&self, adopt: bool, config: &Config, objects: Objects, system_id: u64) -> Next {
         let slot = &config.postgres.slot;
         let refuse =
@@ -479,71 +523,29 @@ async fn pass_foreign(stream: &Stream, row: &Checkpoint, last_seq: u64) -> Resul
 }
 
 async fn create_stream(config: &Config, stream: &Stream, resolved: &Resolved) -> Result<Look, Failure> {
-    let subject = resolved.subject().stream_subject().ok_or_else(|| {
-        Failure::new(
-            Code::SubjectsUnclear,
-            format!(
-                "outbox.subject `{}` begins with a column: the stream's subjects cannot be derived",
-                resolved.subject()
-            ),
-            format!(
-                "nats stream add {} --subjects '…' --storage file --discard new --defaults, then again",
-                stream.name()
-            ),
-        )
-    })?;
-    let new = New {
-        subjects: vec![subject.clone()],
-        replicas: config.nats.replicas,
-        max_age: config.nats.max_age,
-        max_bytes: config.nats.max_bytes,
-    };
+    let new = New::of(&config.nats, resolved.subject())?;
     let look = stream.create(&new).await.map_err(|failure| failure.context("create the stream"))?;
-    println!("stream      {} created for {subject}", stream.name());
+    println!("stream      {} created for {}", stream.name(), new.subjects.join(", "));
     Ok(look)
 }
 
 async fn new_slot(config: &Config, sql: &Sql, version_num: i32) -> Result<Lsn, Failure> {
     let slot = &config.postgres.slot;
-    execute(sql, &format!("SET statement_timeout = '{SLOT_CREATION_MAX_SECONDS}s'"), "set a time limit")
-        .await?;
+    execute(
+        sql,
+        &format!("SET statement_timeout = '{}s'", preflight::SLOT_CREATION_MAX_SECONDS),
+        "set a time limit",
+    )
+    .await?;
     let created = sql.client.query_one(&create_slot(slot, version_num >= 170_000), &[]).await;
     let row = match created {
         Ok(row) => row,
         Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
-            return Err(blocked(sql, slot).await?);
+            return Err(preflight::blocked(sql, slot).await?);
         }
         Err(error) => return Err(Failure::from(error).context("create the slot")),
     };
     let lsn: String = row.get(0);
     println!("slot        {slot} created at {lsn}");
     lsn.parse().map_err(|error| Failure::new(Code::Unexpected, format!("{error}"), "report it"))
-}
-
-/// Names the transactions that a new slot waits for.
-async fn blocked(sql: &Sql, slot: &str) -> Result<Failure, Failure> {
-    let writers = sql
-        .client
-        .query(
-            "SELECT format('pid %s (%s, %s, since %s)', pid, usename, coalesce(nullif(application_name, ''), '?'), \
-             date_trunc('second', now() - xact_start)) FROM pg_stat_activity \
-             WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
-             UNION ALL SELECT format('prepared transaction %s (%s)', gid, owner) FROM pg_prepared_xacts",
-            &[],
-        )
-        .await
-        ?;
-    let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
-    Ok(Failure::new(
-        Code::SlotBlocked,
-        format!(
-            "slot `{slot}` is not created within {SLOT_CREATION_MAX_SECONDS} s: it waits for {}",
-            if writers.is_empty() {
-                "a transaction that has ended meanwhile".to_owned()
-            } else {
-                writers.join(", ")
-            }
-        ),
-        "let them end (SELECT pg_terminate_backend(pid) where nobody needs them), then postrider init again",
-    ))
 }

@@ -194,6 +194,12 @@ pub enum Column {
 }
 
 impl Tuple {
+    /// A row of these texts, as a table has it.
+    #[must_use]
+    pub fn of_texts(texts: impl IntoIterator<Item = Option<Bytes>>) -> Tuple {
+        Tuple(texts.into_iter().map(|text| text.map_or(Column::Null, Column::Text)).collect())
+    }
+
     /// How many columns it has.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -21,7 +21,7 @@ impl<S: Sides> Pump<'_, S> {
     pub(super) fn drained(&mut self) -> Result<(), Failure> {
         self.settle();
         let silent = self.session.broker.publisher.awaited() > 0;
-        let root = self.refused.iter().find(|(_, answer)| !is_consequence(answer));
+        let root = self.refused.iter().find(|(_, answer)| !answer.is_consequence());
         let failure = match root {
             Some((seq, answer)) => Some(self.judge(*seq, answer)),
             None if silent => Some(self.silence()),
@@ -195,15 +195,5 @@ impl<S: Sides> Pump<'_, S> {
         self.phase = Phase::Probe;
         self.look_due = Instant::now() + LOOK_APART;
         Ok(())
-    }
-}
-
-/// Answers that say no more than that an earlier message is not where it must be.
-fn is_consequence(answer: &Answer) -> bool {
-    match answer {
-        Answer::Stored(_) | Answer::Duplicate(_) => true,
-        // Wrong last sequence, duplicate in process, and the per-subject form on replicas.
-        Answer::Refused { err_code, .. } => matches!(err_code, 10_071 | 10_158 | 10_164),
-        Answer::NoResponders => false,
     }
 }

@@ -48,8 +48,8 @@ impl<S: Sides> Pump<'_, S> {
                     return Err(Failure::new(
                         Code::PublicationMissing,
                         format!("Postgres skips rows: {notice}"),
-                        "the publication did not exist when these rows were written: look for them in the outbox \
-                         table, then postrider init --adopt after dropping the slot goes on from now",
+                        "the publication did not exist when these rows were written: they are in the outbox \
+                         table; stop the relay, then postrider recover publishes them",
                     ));
                 }
                 warn!(%notice, "Postgres");

@@ -4,7 +4,7 @@ use crate::delivery::opening::{Server, Stored};
 use crate::delivery::resume::Seen;
 use crate::error::Failure;
 use crate::outbox::{Event, Poison};
-use crate::relay::intake::Taken;
+use crate::relay::taken::Taken;
 
 /// An event between intake and settled.
 pub(super) struct Item {

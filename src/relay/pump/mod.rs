@@ -38,10 +38,11 @@ use aside::Aside;
 pub(super) use aside::LetterLog;
 use item::Item;
 
-use super::intake::{Intake, Step, Taken};
+use super::intake::{Intake, Step};
 use super::pace::{Load, Pace};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use super::stream_failure;
+use super::taken::Taken;
 use super::upkeep::{self, Check, Plan};
 use crate::config::{Config, OnPoison, Oversize};
 use crate::delivery::confirm::{Ledger, Write};

@@ -1,9 +1,8 @@
 //! What one message after the other says of the stream: whether it is ours, and in its place.
 
 use super::NAMED_MAX;
-use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::opening::Stored;
-use crate::delivery::position::Place;
+use crate::delivery::position::{Identity, Place};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -19,8 +18,8 @@ pub struct Stray {
 /// What a message is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// The event of this id.
-    Ours(String),
+    /// An event of this pipeline, or of the cluster that its database was moved from.
+    Ours(Box<Identity>),
     /// Gone, or another's.
     Other,
 }
@@ -34,6 +33,8 @@ pub(super) struct Order {
     slot: String,
     system_id: u64,
     passed_seq: u64,
+    /// A message behind `passed_seq` was seen.
+    passed: bool,
     /// The latest position of each cluster: timeline and place.
     latest: HashMap<u64, (u32, Place)>,
     misordered: (u64, Vec<Stray>),
@@ -41,11 +42,13 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn new(row: &Checkpoint) -> Order {
+    /// Of the slot of this cluster; what stands up to `passed_seq` is accepted.
+    pub(super) fn new(slot: &str, system_id: u64, passed_seq: u64) -> Order {
         Order {
-            slot: row.slot.clone(),
-            system_id: row.system_id,
-            passed_seq: row.passed_seq,
+            slot: slot.to_owned(),
+            system_id,
+            passed_seq,
+            passed: false,
             latest: HashMap::new(),
             misordered: (0, Vec::new()),
             foreign: (0, Vec::new()),
@@ -65,10 +68,18 @@ impl Order {
             Stored::Event(event) => event,
         };
         let position = &event.position;
-        let ours = position.slot == self.slot && position.system_id == self.system_id;
-        if !ours && seq > self.passed_seq {
+        let of_slot = position.slot == self.slot;
+        if seq > self.passed_seq && !(of_slot && position.system_id == self.system_id) {
             name(&mut self.foreign, seq, format!("of another pipeline, at {position}"));
             return Seen::Other;
+        }
+        // Accepted; its id says nothing of our rows.
+        if !of_slot {
+            return Seen::Other;
+        }
+        // What was accepted may be of a history that was left: nothing rises from there.
+        if seq > self.passed_seq && !std::mem::replace(&mut self.passed, true) {
+            self.latest.clear();
         }
         // An event of the cluster that the database was moved from is an event all the same.
         let at = (position.timeline, position.place);
@@ -78,7 +89,7 @@ impl Order {
         } else {
             *latest = at;
         }
-        Seen::Ours(event.event_id)
+        Seen::Ours(event)
     }
 
     pub(super) fn misordered(&self) -> (u64, Vec<Stray>) {
@@ -100,27 +111,12 @@ fn name((count, named): &mut (u64, Vec<Stray>), seq: u64, what: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::checkpoint::Objects;
-    use crate::delivery::position::{Identity, Position};
+    use crate::delivery::position::Position;
     use crate::postgres::lsn::Lsn;
     use crate::postgres::timestamp::Timestamp;
 
     fn order(passed_seq: u64) -> Order {
-        Order::new(&Checkpoint {
-            slot: "s".into(),
-            stream: "S".into(),
-            stream_created: Timestamp(0),
-            system_id: 7,
-            timeline: 1,
-            objects: Objects { publication: 1, membership: 1, table: 1 },
-            phase: "ready".into(),
-            session: 0,
-            seq: 0,
-            last: None,
-            passed_seq,
-            settled_lsn: Lsn::ZERO,
-            confirmed_seq: 0,
-        })
+        Order::new("s", 7, passed_seq)
     }
 
     fn event(system_id: u64, timeline: u32, lsn: u64, index: u64) -> Stored {
@@ -128,6 +124,11 @@ mod tests {
         let position = Position { system_id, timeline, slot: "s".into(), place };
         let event_id = format!("{lsn}-{index}");
         Stored::Event(Box::new(Identity { position, commit_time: Timestamp(0), event_id }))
+    }
+
+    fn id(seen: Seen) -> String {
+        let Seen::Ours(event) = seen else { panic!("{seen:?}") };
+        event.event_id
     }
 
     fn seqs(found: &(u64, Vec<Stray>)) -> Vec<u64> {
@@ -164,10 +165,27 @@ mod tests {
     }
 
     #[test]
+    fn behind_what_was_accepted_positions_rise_anew() {
+        let mut order = order(1);
+        for (seq, lsn) in [(1, 90), (2, 10), (3, 5)] {
+            order.message(seq, event(7, 1, lsn, 0));
+        }
+        assert_eq!(seqs(&order.misordered()), [3]);
+    }
+
+    #[test]
+    fn an_accepted_event_of_another_slot_has_an_id_of_its_own() {
+        let place = Place { commit_lsn: Lsn(1), index: 0 };
+        let position = Position { system_id: 7, timeline: 1, slot: "t".into(), place };
+        let other = Identity { position, commit_time: Timestamp(0), event_id: "1".into() };
+        assert_eq!(order(1).message(1, Stored::Event(Box::new(other))), Seen::Other);
+    }
+
+    #[test]
     fn an_accepted_event_of_the_former_cluster_is_an_event() {
         let mut order = order(1);
-        assert_eq!(order.message(1, event(8, 1, 10, 0)), Seen::Ours("10-0".into()));
-        assert_eq!(order.message(2, event(7, 1, 5, 0)), Seen::Ours("5-0".into()));
+        assert_eq!(id(order.message(1, event(8, 1, 10, 0))), "10-0");
+        assert_eq!(id(order.message(2, event(7, 1, 5, 0))), "5-0");
         assert_eq!((order.foreign().0, order.misordered().0), (0, 0));
     }
 }

@@ -11,29 +11,21 @@
 //!
 //! Rows, messages and what the slot holds meet in temporary tables: a database joins millions of ids
 //! better than we would.
-//!
-//! | file | what |
-//! | --- | --- |
-//! | `order` | what one message after the other says of the stream; no I/O |
-//! | `ids` | the temporary tables |
 
-mod ids;
-mod order;
-
+use super::Progress;
+use super::ids::{Ids, Peeked};
+use super::order::{Order, Seen, Stray};
 use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
 use crate::error::{Code, Failure};
 use crate::nats::connect;
-use crate::nats::stream::Stream;
+use crate::nats::stream::{Look, Stream};
 use crate::outbox::Mapping;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::slot_is_active;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::preflight;
 use crate::state::checkpoint;
-use ids::Ids;
-pub use order::Stray;
-use order::{Order, Seen};
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -42,9 +34,6 @@ use tokio::time::{Instant, sleep};
 const CHUNK: u64 = 8192;
 
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-
-/// So many of each kind are named.
-pub const NAMED_MAX: usize = 20;
 
 /// What is to be verified, and how patiently.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +93,7 @@ impl Report {
 pub async fn verify(
     config: &Config,
     scope: Scope,
-    mut progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Report, Failure> {
     let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let table = preflight::table(&sql, config).await?;
@@ -113,21 +102,15 @@ pub async fn verify(
     let nats = connect::connect(&config.nats.access).await?;
     let stream = Stream::named(&nats, &config.nats.stream).await?;
     let look = stream.look().await?;
-    if look.first_seq > 1 && scope.since.is_none() {
-        return Err(Failure::new(
-            Code::VerifyUnbounded,
-            format!(
-                "stream `{}` begins at message {}: rows whose messages have expired cannot be told from lost ones",
-                stream.name(),
-                look.first_seq
-            ),
-            "say from when on the stream is complete: --since 2h, or --since 2026-01-31T00:00:00Z",
-        ));
+    if scope.since.is_none() {
+        is_bounded(&stream, &look)?;
     }
 
-    let ids = Ids::new(&sql, config, &resolved, &table).await?;
+    let side = Sql::connect(&sql.target, &sql.host).await?;
+    let publication = preflight::publication(&sql, config, &table).await?;
+    let ids = Ids::new(&sql, config, &resolved, &table, &publication, row.system_id).await?;
     let committed = ids.take_rows(scope.since).await?;
-    let mut order = Order::new(&row);
+    let mut order = Order::new(&row.slot, row.system_id, row.passed_seq);
     let mut read = look.first_seq.saturating_sub(1);
     let mut last = look.end.last_seq;
     read_messages(&stream, &ids, &mut order, read, last, &mut progress).await?;
@@ -155,12 +138,17 @@ pub async fn verify(
             break;
         }
         if !relayed {
-            match ids.peek(&now).await {
+            let behind = now.last.as_ref().map(|last| last.position.place);
+            match ids.peek(&side, now.objects.table, behind, committed).await? {
                 // A relay has just taken it.
-                Err(failure) if failure.code == Code::SlotBusy => {}
-                peeked => {
-                    peeked?;
-                    break;
+                Peeked::Busy => {}
+                Peeked::Done => break,
+                Peeked::Undecodable(why) => {
+                    return Err(Failure::new(
+                        Code::SlotUnfit,
+                        format!("slot `{}` cannot be looked into: {why}", config.postgres.slot),
+                        "postrider doctor, then postrider recover",
+                    ));
                 }
             }
         }
@@ -174,6 +162,26 @@ pub async fn verify(
     (report.misordered, report.misordered_messages) = order.misordered();
     (report.foreign, report.foreign_messages) = order.foreign();
     Ok(report)
+}
+
+/// Rows whose messages have expired cannot be told from lost ones.
+///
+/// # Errors
+/// PR0113: the stream has lost its first messages, or loses some by its configuration.
+pub(super) fn is_bounded(stream: &Stream, look: &Look) -> Result<(), Failure> {
+    let name = stream.name();
+    let why = if look.first_seq > 1 {
+        format!("stream `{name}` begins at message {}", look.first_seq)
+    } else if look.config.retention != "limits" || look.config.max_msgs_per_subject > 0 {
+        format!("stream `{name}` loses messages by its retention or max_msgs_per_subject")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        Code::VerifyUnbounded,
+        format!("{why}: rows whose messages are gone for good cannot be told from lost ones"),
+        "say from when on the stream is complete: --since 2h, or --since 2026-01-31T00:00:00Z",
+    ))
 }
 
 async fn row(sql: &Sql, config: &Config) -> Result<Checkpoint, Failure> {
@@ -194,19 +202,19 @@ async fn read_messages(
     order: &mut Order,
     mut read: u64,
     last: u64,
-    progress: &mut impl FnMut(u64, u64),
+    progress: &mut impl FnMut(Progress),
 ) -> Result<(), Failure> {
     while read < last {
         let upto = last.min(read + CHUNK);
         let mut ours = Vec::new();
         for (seq, stored) in stream.messages(read + 1, upto).await? {
-            if let Seen::Ours(id) = order.message(seq, stored) {
-                ours.push((id, seq));
+            if let Seen::Ours(event) = order.message(seq, stored) {
+                ours.push((event, seq));
             }
         }
-        ids.put_messages(ours).await?;
+        ids.put_messages(&ours).await?;
         read = upto;
-        progress(read, last);
+        progress(Progress::Read(read, last));
     }
     Ok(())
 }

@@ -1,0 +1,473 @@
+//! Temporary tables: of the rows, of the stream's messages, of what the slot still holds.
+
+use super::plan::Found;
+use super::verify::Report;
+use super::{NAMED_MAX, rows};
+use crate::config::Config;
+use crate::delivery::checkpoint::Checkpoint;
+use crate::delivery::position::{Identity, Place};
+use crate::error::{Code, Failure};
+use crate::outbox::{Preset, Resolved};
+use crate::postgres::client::Sql;
+use crate::postgres::lsn::Lsn;
+use crate::postgres::pgoutput::{Column, Message};
+use crate::postgres::preflight::{Publication, Table, wal_insert_lsn};
+use crate::postgres::timestamp::Timestamp;
+use crate::state::dead_letter;
+use bytes::Bytes;
+use futures_util::{SinkExt, TryStreamExt};
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use std::fmt::Write;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::types::ToSql;
+
+/// As NATS clients trim a header's value.
+const TRIMMED: &str = "E' \\t\\r\\n'";
+
+/// Values print as pgoutput prints them; a table of millions may take its time; a policy that hides rows is an
+/// error, for the slot has them.
+const SETTINGS: &str = "SET DateStyle = ISO; SET TimeZone = UTC; SET IntervalStyle = postgres; \
+    SET extra_float_digits = 3; SET bytea_output = hex; SET statement_timeout = 0; \
+    SET row_security = off";
+
+/// A message of this slot that no cluster of the present system wrote has no place here; one that was
+/// published for a row is noted with sequence 0 until it is read.
+const TABLES: &str = "CREATE TEMPORARY TABLE postrider_rows (id text NOT NULL, processed boolean NOT NULL); \
+    CREATE TEMPORARY TABLE postrider_messages (id text NOT NULL, seq bigint NOT NULL, lsn pg_lsn, index bigint); \
+    CREATE TEMPORARY TABLE postrider_slot (id text NOT NULL, lsn pg_lsn NOT NULL, index bigint NOT NULL)";
+
+/// So many bytes of ids go into a table at once.
+const COPIED: usize = 1 << 20;
+
+/// The WAL writer flushes what was committed asynchronously within three times wal_writer_delay, which is
+/// ten seconds at most (manual, "Asynchronous Commit").
+const FLUSHED_MAX: Duration = Duration::from_secs(35);
+
+/// The tables of one connection, and what fills them.
+pub(super) struct Ids<'a> {
+    pub(super) sql: &'a Sql,
+    config: &'a Config,
+    system_id: u64,
+    /// The outbox, without the rows that the publication's filter leaves out.
+    source: String,
+    /// As the catalogue has it.
+    id_column: String,
+    created_at: Option<String>,
+    /// The rows that a poller marks as processed.
+    processed: &'static str,
+}
+
+/// Which rows count.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rows {
+    /// Only those that were created then or later.
+    pub(super) since: Option<Timestamp>,
+    /// Those too that are marked as processed.
+    pub(super) processed: bool,
+}
+
+/// How the slot answers to a peek.
+pub(super) enum Peeked {
+    /// What it holds is in the table.
+    Done,
+    /// A relay streams it.
+    Busy,
+    /// It cannot be decoded: what it relies on did not exist then.
+    Undecodable(String),
+}
+
+impl<'a> Ids<'a> {
+    pub(super) async fn new(
+        sql: &'a Sql,
+        config: &'a Config,
+        resolved: &Resolved,
+        table: &Table,
+        publication: &Publication,
+        system_id: u64,
+    ) -> Result<Ids<'a>, Failure> {
+        sql.client.batch_execute(SETTINGS).await?;
+        sql.client.batch_execute(TABLES).await.map_err(|error| {
+            Failure::from(error).context("create temporary tables (GRANT TEMPORARY ON DATABASE … TO …)")
+        })?;
+        let has = |name: &str| table.columns.iter().any(|column| column.name == name);
+        let marked = resolved.preset() == Preset::Article && has("processed");
+        let outbox = &config.outbox.table;
+        Ok(Ids {
+            sql,
+            config,
+            system_id,
+            source: match &publication.row_filter {
+                Some(filter) => format!("(SELECT * FROM {outbox} WHERE {filter})"),
+                None => outbox.to_string(),
+            },
+            id_column: resolved.id_column().to_owned(),
+            created_at: resolved.created_at_column().filter(|name| has(name)).map(str::to_owned),
+            processed: if marked { "o.processed IS TRUE" } else { "false" },
+        })
+    }
+
+    /// The id of a row `o`, as a header holds it.
+    fn id(&self) -> String {
+        format!("btrim(format('%s', o.{}), {TRIMMED})", escape_identifier(&self.id_column))
+    }
+
+    /// The condition on a row `o` for being one of `rows`.
+    fn counted(&self, rows: Rows) -> Result<String, Failure> {
+        let mut condition = format!("o.{} IS NOT NULL", escape_identifier(&self.id_column));
+        // The column may be with or without a time zone: Postgres compares either.
+        match (rows.since, &self.created_at) {
+            (None, _) => {}
+            (Some(since), Some(column)) => {
+                let seconds = since.to_unix_micros() as f64 / 1e6;
+                let column = escape_identifier(column);
+                let _ = write!(condition, " AND o.{column} >= to_timestamp({seconds:.6})");
+            }
+            (Some(_), None) => {
+                return Err(Failure::new(
+                    Code::VerifyUnbounded,
+                    format!("{} has no column that says when a row was created", self.config.outbox.table),
+                    "leave out --since, or name the column: outbox.created_at",
+                ));
+            }
+        }
+        if !rows.processed {
+            let _ = write!(condition, " AND NOT ({})", self.processed);
+        }
+        Ok(condition)
+    }
+
+    /// Takes the ids of the rows: the end of the WAL, before which all of them were committed.
+    pub(super) async fn take_rows(&self, since: Option<Timestamp>) -> Result<Lsn, Failure> {
+        let statement = format!(
+            "INSERT INTO pg_temp.postrider_rows SELECT {}, {} FROM {} AS o WHERE {}",
+            self.id(),
+            self.processed,
+            self.source,
+            self.counted(Rows { since, processed: true })?
+        );
+        self.sql
+            .client
+            .execute(&statement, &[])
+            .await
+            .map_err(|error| Failure::from(error).context("read the ids of the outbox"))?;
+        Ok(wal_insert_lsn(self.sql).await?)
+    }
+
+    /// Adds messages: the event and its sequence.
+    pub(super) async fn put_messages(&self, messages: &[(Box<Identity>, u64)]) -> Result<(), Failure> {
+        let mut lines = String::new();
+        for (event, seq) in messages {
+            let Place { commit_lsn, index } = event.position.place;
+            let _ = match event.position.system_id == self.system_id {
+                true => writeln!(lines, "{}\t{seq}\t{commit_lsn}\t{index}", escaped(&event.event_id)),
+                false => writeln!(lines, "{}\t{seq}\t\\N\t\\N", escaped(&event.event_id)),
+            };
+        }
+        self.copy("postrider_messages", lines).await
+    }
+
+    /// Adds events that are settled otherwise: dead letters that this snapshot does not show.
+    pub(super) async fn put_settled(&self, ids: &[String]) -> Result<(), Failure> {
+        let lines = ids.iter().map(|id| format!("{}\t0\t\\N\t\\N\n", escaped(id))).collect();
+        self.copy("postrider_messages", lines).await
+    }
+
+    async fn copy(&self, table: &str, lines: String) -> Result<(), Failure> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let copy = format!("COPY pg_temp.{table} FROM STDIN");
+        let mut sink = pin!(self.sql.client.copy_in::<_, Bytes>(&copy).await?);
+        sink.send(Bytes::from(lines)).await?;
+        sink.close().await?;
+        Ok(())
+    }
+
+    /// Notes what the slot, which nobody reads, holds behind `behind`, of all that was committed before
+    /// `upto`. It moves nothing. `side`: another connection to the same server.
+    pub(super) async fn peek(
+        &self,
+        side: &Sql,
+        table_oid: u32,
+        behind: Option<Place>,
+        upto: Lsn,
+    ) -> Result<Peeked, Failure> {
+        self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?;
+        flushed(side, upto).await?;
+        side.client.batch_execute("SET statement_timeout = 0").await?;
+        let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, \
+            'proto_version', '1', 'publication_names', $2)";
+        // A list of identifiers, which Postgres parses.
+        let publication = escape_identifier(&self.config.postgres.publication);
+        let upto = upto.to_string();
+        let parameters: [&(dyn ToSql + Sync); 3] = [&self.config.postgres.slot, &publication, &upto];
+        let mut changes = match side.client.query_raw(peek, parameters).await {
+            Ok(changes) => Box::pin(changes),
+            Err(error) => return unpeeked(error),
+        };
+        let (mut commit_lsn, mut index, mut id_at, mut lines) = (Lsn::ZERO, 0, None, String::new());
+        loop {
+            let change = match changes.try_next().await {
+                Ok(Some(change)) => change,
+                Ok(None) => break,
+                Err(error) => return unpeeked(error),
+            };
+            let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
+            let message = message
+                .map_err(|error| Failure::new(Code::Unexpected, format!("pgoutput: {error}"), "report it"))?;
+            match message {
+                Message::Begin(begin) => (commit_lsn, index) = (begin.final_lsn, 0),
+                Message::Relation(relation) if relation.oid == table_oid => {
+                    id_at = relation.columns.iter().position(|column| *column.name == *self.id_column);
+                }
+                Message::Insert(insert) if insert.relation_oid == table_oid => {
+                    let place = Place { commit_lsn, index };
+                    index += 1;
+                    let id = id_at.and_then(|at| insert.tuple.get(at));
+                    if let (true, Some(Column::Text(id))) = (Some(place) > behind, id) {
+                        let id = escaped(&String::from_utf8_lossy(id));
+                        let _ = writeln!(lines, "{id}\t{commit_lsn}\t{}", place.index);
+                    }
+                }
+                _ => {}
+            }
+            if lines.len() >= COPIED {
+                self.copy("postrider_slot", std::mem::take(&mut lines)).await?;
+            }
+        }
+        self.copy("postrider_slot", lines).await?;
+        Ok(Peeked::Done)
+    }
+
+    /// What slot, stream and table say of each other, after a peek.
+    pub(super) async fn found(&self, confirmed: Lsn) -> Result<Found, Failure> {
+        let client = &self.sql.client;
+        let confirmed_text = confirmed.to_string();
+        let differs = client
+            .query_opt(
+                "SELECT format('event %s at %s/%s', m.id, m.lsn, m.index) FROM pg_temp.postrider_messages AS m \
+                 WHERE m.lsn >= $1::text::pg_lsn AND (m.lsn - '0/0') % 8 = 0 AND NOT EXISTS (SELECT \
+                 FROM pg_temp.postrider_slot AS s WHERE (s.lsn, s.index, s.id) = (m.lsn, m.index, m.id)) \
+                 ORDER BY m.lsn, m.index LIMIT 1",
+                &[&confirmed_text],
+            )
+            .await?;
+        let doubled = client
+            .query_one(
+                "SELECT count(*) FROM pg_temp.postrider_slot AS s WHERE EXISTS (SELECT \
+                 FROM pg_temp.postrider_messages AS m WHERE m.id = s.id \
+                 AND (m.lsn, m.index) IS DISTINCT FROM (s.lsn, s.index)) AND NOT EXISTS (SELECT \
+                 FROM pg_temp.postrider_messages AS m WHERE (m.lsn, m.index) = (s.lsn, s.index))",
+                &[],
+            )
+            .await?;
+        Ok(Found {
+            exists: true,
+            confirmed,
+            differs: differs.map(|row| row.get(0)),
+            doubled: unsigned(doubled.get(0)),
+            ..Found::default()
+        })
+    }
+
+    /// The sequence of the stream's last event at `from` or later.
+    pub(super) async fn last_seq_from(&self, from: Lsn) -> Result<Option<u64>, Failure> {
+        let query = "SELECT seq FROM pg_temp.postrider_messages WHERE lsn >= $1::text::pg_lsn \
+            ORDER BY lsn DESC, index DESC, seq DESC LIMIT 1";
+        let last = self.sql.client.query_opt(query, &[&from.to_string()]).await?;
+        Ok(last.map(|row| unsigned(row.get(0))))
+    }
+
+    /// Whether the slot holds more of the transaction at `place`.
+    pub(super) async fn holds_more_of(&self, place: Place) -> Result<bool, Failure> {
+        let query = "SELECT EXISTS (SELECT FROM pg_temp.postrider_slot \
+            WHERE lsn = $1::text::pg_lsn AND index > $2)";
+        let index = i64::try_from(place.index).unwrap_or(i64::MAX);
+        Ok(self.sql.client.query_one(query, &[&place.commit_lsn.to_string(), &index]).await?.get(0))
+    }
+
+    /// The index behind those of the stream's events at `lsn`.
+    pub(super) async fn next_index(&self, lsn: Lsn) -> Result<u64, Failure> {
+        let query =
+            "SELECT coalesce(max(index) + 1, 0) FROM pg_temp.postrider_messages WHERE lsn = $1::text::pg_lsn";
+        Ok(unsigned(self.sql.client.query_one(query, &[&lsn.to_string()]).await?.get(0)))
+    }
+
+    /// Rows `o` of `rows` that neither stream nor letters have, and that the slot does not hold behind
+    /// `behind`; a subquery's beginning at FROM.
+    fn lacking(&self, rows: Rows, behind: Option<Place>) -> Result<String, Failure> {
+        let id = self.id();
+        let to_come = behind.map_or_else(String::new, |place| {
+            format!(" AND (s.lsn, s.index) > ('{}'::pg_lsn, {}::bigint)", place.commit_lsn, place.index)
+        });
+        Ok(format!(
+            "FROM {} AS o WHERE {} \
+             AND NOT EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = {id}) \
+             AND NOT EXISTS (SELECT FROM pg_temp.postrider_slot AS s WHERE s.id = {id}{to_come}) \
+             AND NOT EXISTS (SELECT FROM {} AS l WHERE l.slot = {} AND btrim(l.event_id, {TRIMMED}) = {id} \
+                             AND (l.resolution IS NULL OR l.resolution = 'dropped'))",
+            self.source,
+            self.counted(rows)?,
+            dead_letter::table(&self.config.postgres.schema),
+            escape_literal(&self.config.postgres.slot),
+        ))
+    }
+
+    /// How many rows that are.
+    pub(super) async fn lacking_count(&self, rows: Rows, behind: Option<Place>) -> Result<u64, Failure> {
+        self.sql.client.batch_execute("ANALYZE pg_temp.postrider_messages, pg_temp.postrider_slot").await?;
+        let query = format!("SELECT count(*) {}", self.lacking(rows, behind)?);
+        Ok(unsigned(self.sql.client.query_one(&query, &[]).await?.get(0)))
+    }
+
+    /// Those rows: the columns of `table`, in the order in which they were written as far as that can be told:
+    /// by a whole number as id, else by creation, else by id.
+    pub(super) async fn lacking_rows(
+        &self,
+        table: &Table,
+        rows: Rows,
+        behind: Option<Place>,
+    ) -> Result<rows::Reader, Failure> {
+        let id = escape_identifier(&self.id_column);
+        let counted = |oid: &u32| matches!(oid, 20 | 21 | 23 | 1700);
+        let of = |name: &str| {
+            table.columns.iter().find(|column| column.name == name).map(|column| column.type_oid)
+        };
+        let created = self.created_at.as_deref().filter(|name| matches!(of(name), Some(1114 | 1184)));
+        let order = match created {
+            Some(created) if !of(&self.id_column).as_ref().is_some_and(counted) => {
+                format!("o.{}, o.{id}", escape_identifier(created))
+            }
+            _ => format!("o.{id}"),
+        };
+        let micros = created.map_or_else(
+            || "NULL".to_owned(),
+            |created| {
+                let created = escape_identifier(created);
+                format!("CASE WHEN isfinite(o.{created}) THEN (extract(epoch FROM o.{created}) * 1000000)::bigint END")
+            },
+        );
+        let columns: String =
+            table.columns.iter().map(|column| format!(", o.{}", escape_identifier(&column.name))).collect();
+        let copy = format!(
+            "COPY (SELECT {micros}{columns} {} ORDER BY {order}) TO STDOUT",
+            self.lacking(rows, behind)?
+        );
+        rows::Reader::start(self.sql, &copy).await
+    }
+
+    /// How many rows are neither stored nor put aside for good.
+    pub(super) async fn unfound(&self, row: &Checkpoint) -> Result<u64, Failure> {
+        let query = format!("SELECT count(*) FROM ({}) AS u", self.unfound_rows());
+        let found = self.sql.client.query_one(&query, &[&row.slot]).await?;
+        Ok(unsigned(found.get(0)))
+    }
+
+    /// Rows without message or letter, but for those that someone else has published.
+    fn unfound_rows(&self) -> String {
+        format!(
+            "SELECT r.id FROM pg_temp.postrider_rows AS r WHERE NOT r.processed \
+             AND NOT EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = r.id) \
+             AND NOT EXISTS (SELECT FROM {} AS l WHERE l.slot = $1 AND btrim(l.event_id, {TRIMMED}) = r.id \
+                             AND (l.resolution IS NULL OR l.resolution = 'dropped'))",
+            dead_letter::table(&self.config.postgres.schema)
+        )
+    }
+
+    /// The verdict on each row; of those that were not found in time it is left open.
+    pub(super) async fn judge(&self, row: &Checkpoint, undecided: bool) -> Result<Report, Failure> {
+        let client = &self.sql.client;
+        let rows = client
+            .query_one(
+                "SELECT count(*), count(m.id), count(*) FILTER (WHERE r.processed AND m.id IS NULL) \
+                 FROM pg_temp.postrider_rows AS r \
+                 LEFT JOIN (SELECT DISTINCT id FROM pg_temp.postrider_messages) AS m ON m.id = r.id",
+                &[],
+            )
+            .await?;
+        let (all, stored, processed) = (unsigned(rows.get(0)), unsigned(rows.get(1)), unsigned(rows.get(2)));
+        let unfound = self.unfound(row).await?;
+        let to_come = "EXISTS (SELECT FROM pg_temp.postrider_slot AS s WHERE s.id = u.id)";
+        let query = format!("SELECT count(*) FROM ({}) AS u WHERE {to_come}", self.unfound_rows());
+        let held = unsigned(client.query_one(&query, &[&row.slot]).await?.get(0));
+        let pending = if undecided { unfound } else { held };
+        let missing = unfound.saturating_sub(pending);
+        let query = format!(
+            "SELECT u.id FROM ({}) AS u WHERE NOT {to_come} ORDER BY length(u.id), u.id LIMIT {NAMED_MAX}",
+            self.unfound_rows()
+        );
+        let missing_ids = client.query(&query, &[&row.slot]).await?;
+        let query = format!(
+            "SELECT id, (sum(count(*) - 1) OVER ())::bigint FROM pg_temp.postrider_messages \
+             GROUP BY id HAVING count(*) > 1 ORDER BY length(id), id LIMIT {NAMED_MAX}"
+        );
+        let doubled = client.query(&query, &[]).await?;
+        Ok(Report {
+            rows: all,
+            stored,
+            lettered: all.saturating_sub(stored + processed + unfound),
+            pending,
+            processed,
+            missing,
+            doubled: doubled.first().map_or(0, |row| unsigned(row.get(1))),
+            missing_ids: missing_ids.iter().filter(|_| missing > 0).map(|row| row.get(0)).collect(),
+            doubled_ids: doubled.iter().map(|row| row.get(0)).collect(),
+            undecided: undecided && unfound > 0,
+            ..Report::default()
+        })
+    }
+}
+
+/// Counts are not negative.
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
+}
+
+/// Waits until everything before `lsn` is flushed, for a slot shows no more than that.
+async fn flushed(sql: &Sql, lsn: Lsn) -> Result<(), Failure> {
+    let deadline = Instant::now() + FLUSHED_MAX;
+    loop {
+        let row = sql
+            .client
+            .query_one("SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn", &[&lsn.to_string()])
+            .await?;
+        if row.get(0) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                Code::PostgresSession,
+                format!("Postgres does not flush its WAL up to {lsn}"),
+                "see Postgres's log, then again",
+            ));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn unpeeked(error: tokio_postgres::Error) -> Result<Peeked, Failure> {
+    match error.code().map(tokio_postgres::error::SqlState::code) {
+        Some("55006") => Ok(Peeked::Busy),
+        Some("42704" | "55000" | "58P01") => Ok(Peeked::Undecodable(
+            error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
+        )),
+        _ => Err(Failure::from(error).context("look into the slot")),
+    }
+}
+
+/// An id in COPY's text format (Postgres manual, COPY, "Text Format").
+fn escaped(id: &str) -> String {
+    let mut text = String::with_capacity(id.len());
+    for character in id.trim_matches([' ', '\t', '\r', '\n']).chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '\t' => text.push_str("\\t"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            other => text.push(other),
+        }
+    }
+    text
+}

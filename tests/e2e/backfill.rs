@@ -1,0 +1,122 @@
+//! `init --backfill` publishes the rows that are there, once, before everything that comes.
+
+use crate::support::{ARTICLE, Load, Message, Pipeline, eventually};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Ids of events in the stream's order.
+fn ids(messages: &[Message]) -> Vec<i64> {
+    messages.iter().map(|message| message.id().parse().unwrap()).collect()
+}
+
+async fn rows(pipeline: &Pipeline, condition: &str) -> HashSet<i64> {
+    let query = format!("SELECT id::bigint FROM outbox WHERE {condition}");
+    pipeline.sql().await.query(&query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+async fn backfill(pipeline: &Pipeline) {
+    let ended = pipeline.postrider(&["init", "--backfill"]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+}
+
+#[tokio::test]
+async fn a_backfill_that_is_killed_again_and_again_under_load_publishes_each_unprocessed_row_once() {
+    let pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    pipeline
+        .execute(
+            "INSERT INTO outbox (event_type, payload, processed) SELECT 'old', jsonb_build_object('n', n), \
+             CASE n % 4 WHEN 0 THEN true WHEN 1 THEN true WHEN 2 THEN NULL ELSE false END \
+             FROM generate_series(1, 40000) AS n",
+        )
+        .await;
+    let old = rows(&pipeline, "processed IS NOT TRUE").await;
+    assert_eq!(old.len(), 20_000);
+    let mut load = Load::endless(&pipeline, 4, &[1, 2, 3], Duration::from_millis(5));
+    for kills in 1..=3 {
+        let mut filling = pipeline.spawn(&["init", "--backfill"]);
+        // Each attempt gets a little further; the first ones may not reach the stream.
+        eventually("some rows are published", async || {
+            let stream = pipeline.jetstream().await.get_stream("OUTBOX").await.ok()?;
+            (stream.cached_info().state.messages >= kills * 3000).then_some(())
+        })
+        .await;
+        filling.kill();
+        let refused = pipeline.postrider(&["run"]).await;
+        let done = refused.code == Some(5) && refused.stderr.contains("PR0406");
+        assert!(done && refused.stderr.contains("postrider init --backfill"), "{}", refused.stderr);
+    }
+    backfill(&pipeline).await;
+    let mut relay = pipeline.run().await;
+    load.finish().await;
+    let all = rows(&pipeline, "processed IS NOT TRUE").await;
+    pipeline.stored(all.len() as u64).await;
+    assert_eq!(relay.terminate().await, Some(0), "{}", relay.stderr());
+    let stored = ids(&pipeline.messages().await);
+    assert_eq!(stored.len(), all.len());
+    assert_eq!(stored.iter().copied().collect::<HashSet<_>>(), all);
+    let filled: Vec<_> = stored.iter().filter(|id| old.contains(id)).collect();
+    assert!(filled.is_sorted(), "rows that were there are in the order of their ids");
+    let verified = pipeline.postrider(&["verify"]).await;
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+}
+
+#[tokio::test]
+async fn a_backfilled_event_is_the_one_that_the_slot_would_have_sent() {
+    let pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    let row = r#"INSERT INTO outbox (event_type, payload) VALUES ('a', '{"t": "tab\tline\nback\\slash", "ü": [1.50, null]}'), ('n', NULL)"#;
+    pipeline.execute(row).await;
+    backfill(&pipeline).await;
+    let mut relay = pipeline.run().await;
+    pipeline.execute(row).await;
+    let messages = pipeline.exactly(4).await;
+    assert_eq!(relay.terminate().await, Some(0));
+    for (filled, sent) in [(0, 2), (1, 3)] {
+        let (filled, sent) = (&messages[filled], &messages[sent]);
+        assert_eq!((&filled.subject, &filled.payload), (&sent.subject, &sent.payload));
+        let but_the_id = |message: &Message| {
+            message.plain_headers().into_iter().filter(|line| !line.contains("Event-Id")).collect::<Vec<_>>()
+        };
+        assert_eq!(but_the_id(filled), but_the_id(sent));
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_published_becomes_a_letter_once() {
+    let pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    pipeline
+        .execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '1'), ('no good', '2'), ('c', '3')")
+        .await;
+    backfill(&pipeline).await;
+    let mut relay = pipeline.run().await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('d', '4')").await;
+    pipeline.stored(3).await;
+    assert_eq!(pipeline.drained(&mut relay).await, ["outbox.a", "outbox.c", "outbox.d"]);
+    let letters = "SELECT string_agg(event_id || ' ' || reason, ',') FROM postrider.dead_letter";
+    assert_eq!(pipeline.ask(letters).await, "2 bad_subject");
+    let recovered = pipeline.postrider(&["recover", "--yes"]).await;
+    assert_eq!(recovered.code, Some(0), "{}", recovered.stderr);
+    assert_eq!(pipeline.ask(letters).await, "2 bad_subject");
+}
+
+#[tokio::test]
+async fn a_lost_nats_in_between_costs_a_pause() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    pipeline
+        .execute("INSERT INTO outbox (event_type, payload) SELECT 'a', '{}' FROM generate_series(1, 30000)")
+        .await;
+    let filling = pipeline.spawn(&["init", "--backfill"]);
+    eventually("some rows are published", async || {
+        let stream = pipeline.jetstream().await.get_stream("OUTBOX").await.ok()?;
+        (stream.cached_info().state.messages >= 1000).then_some(())
+    })
+    .await;
+    pipeline.nats.kill();
+    pipeline.nats.start_again().await.unwrap();
+    let ended = filling.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ids(&pipeline.exactly(30_000).await), (1..=30_000).collect::<Vec<_>>());
+}
