@@ -96,9 +96,10 @@ pub struct Plan {
     pub letters_in_a_row: usize,
 }
 
-pub(super) const RECOVER: &str = "recover publishes the rows that the stream lacks, and goes on behind them; it shows what it would do, and asks";
+pub(super) const RECOVER: &str = "stop the relay; recover publishes the rows that the stream lacks, and the relay goes on behind them (--dry-run shows \
+     it first)";
 
-const RECOVERING: &str = "postrider recover";
+const RECOVERING: &str = "postrider recover --yes";
 
 /// The row is a command's that publishes rows of the table, or was when it was killed.
 #[must_use]
@@ -312,7 +313,7 @@ pub fn foreign(stream: &str, seq: u64, what: &str) -> Failure {
              then go on behind the message. Do not delete it"
         ),
     )
-    .command("postrider recover --accept")
+    .command("postrider recover --accept --yes")
 }
 
 #[cfg(test)]

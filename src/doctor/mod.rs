@@ -118,10 +118,12 @@ pub async fn examine(config: &Config, old: Duration) -> Report {
         let parts =
             [Code::PublicationMissing, Code::SlotMissing, Code::CheckpointMissing, Code::StreamMissing];
         let parts = parts.map(Code::as_str);
-        let findings = report.findings.iter_mut().filter(|finding| parts.contains(&finding.code));
-        let commands = findings.flat_map(|finding| &mut finding.command);
-        for command in commands.filter(|command| *command == "postrider init") {
-            command.push_str(" --adopt");
+        for finding in report.findings.iter_mut().filter(|finding| parts.contains(&finding.code)) {
+            let row_only = finding.code == Code::CheckpointMissing.as_str();
+            let adopting = if row_only { "postrider recover --adopt --yes" } else { "postrider init --adopt" };
+            for command in finding.command.iter_mut().filter(|command| *command == "postrider init") {
+                *command = adopting.to_owned();
+            }
         }
     }
     if let Some(broker) = &broker {

@@ -137,7 +137,7 @@ async fn publication(
             )
             .sql(format!("ALTER PUBLICATION {quoted} DROP TABLE {};", config.outbox.table))
             .sql(format!("ALTER PUBLICATION {quoted} ADD TABLE {};", config.outbox.table))
-            .command("postrider recover"),
+            .command("postrider recover --yes"),
         );
     }
     report.sound(format!("publication {name}"));
@@ -195,7 +195,7 @@ async fn slot(sql: &Sql, config: &Config, report: &mut Report) -> Option<Slot> {
     let name = &config.postgres.slot;
     let known = facts::slot(sql, name).await;
     let Some(slot) = report.told(known)? else {
-        report.error(preflight::missing_slot(name));
+        report.error(preflight::missing_slot(name, preflight::is_known(sql, config).await));
         return None;
     };
     match preflight::fit_slot(name, &slot) {

@@ -248,9 +248,9 @@ pub fn changed(publication: &str, now: Option<Objects>, known: Objects) -> Failu
     Failure::new(
         Code::PublicationChanged,
         format!("publication `{publication}`: {what}; rows written meanwhile are not in the slot"),
-        "stop the relay, then let the rows that the stream lacks be published; it shows what it would do, and asks",
+        "stop the relay, then let the rows that the stream lacks be published (--dry-run shows them first)",
     )
-    .command("postrider recover")
+    .command("postrider recover --yes")
 }
 
 /// The slot.
@@ -259,21 +259,31 @@ pub fn changed(publication: &str, now: Option<Objects>, known: Objects) -> Failu
 /// PR0401 to PR0404.
 pub async fn slot(sql: &Sql, config: &Config) -> Result<Slot, Failure> {
     let name = &config.postgres.slot;
-    let slot = preflight::slot(sql, name).await?.ok_or_else(|| missing_slot(name))?;
+    let Some(slot) = preflight::slot(sql, name).await? else {
+        return Err(missing_slot(name, is_known(sql, config).await));
+    };
     fit_slot(name, &slot)?;
     Ok(slot)
 }
 
-/// The slot does not exist.
+/// Whether the slot has a checkpoint row.
+pub async fn is_known(sql: &Sql, config: &Config) -> bool {
+    let row = checkpoint::read(sql, &config.postgres.schema, &config.postgres.slot).await;
+    row.is_ok_and(|row| row.is_some())
+}
+
+/// The slot does not exist; `known`: a checkpoint row says that it did.
 #[must_use]
-pub fn missing_slot(name: &str) -> Failure {
-    Failure::new(
-        Code::SlotMissing,
-        format!("slot `{name}` does not exist"),
-        "new here: postrider init. If it was there and is gone, the events written since are in the outbox table only: \
-         stop the relay, and recover publishes them",
-    )
-    .command("postrider recover")
+pub fn missing_slot(name: &str, known: bool) -> Failure {
+    let (remedy, command) = match known {
+        false => ("make it", "postrider init"),
+        true => (
+            "what was committed since it vanished is in the outbox table only: stop the relay, and recover makes a new \
+             one and publishes what the stream lacks (--dry-run shows it first)",
+            "postrider recover --yes",
+        ),
+    };
+    Failure::new(Code::SlotMissing, format!("slot `{name}` does not exist"), remedy).command(command)
 }
 
 /// Whether the slot can be streamed.
@@ -310,7 +320,7 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
             "stop the relay, and recover makes a new one and publishes what the stream lacks; raise \
              max_slot_wal_keep_size",
         )
-        .command("postrider recover"));
+        .command("postrider recover --yes"));
     }
     if slot.confirmed.is_some_and(|confirmed| confirmed > slot.wal_end) {
         return Err(Failure::new(
@@ -322,7 +332,7 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
             ),
             "rows are being skipped: stop the relay, and recover makes a new one and publishes what the stream lacks",
         )
-        .command("postrider recover"));
+        .command("postrider recover --yes"));
     }
     Ok(())
 }

@@ -59,7 +59,7 @@ async fn adopting_without_the_slot_goes_on_from_now() {
     let pipeline = three_stored().await;
     pipeline.execute("SELECT pg_drop_replication_slot('postrider')").await;
     insert(&pipeline, "'between'").await;
-    refused(&pipeline.postrider(&["init"]).await, (5, "PR0401", "--adopt"));
+    refused(&pipeline.postrider(&["init"]).await, (5, "PR0401", "postrider recover"));
     assert_eq!(adopted(&pipeline).await, ["outbox.before", "outbox.before", "outbox.before", "outbox.after"]);
 }
 

@@ -213,7 +213,7 @@ async fn a_checkpoint_row_that_is_gone_is_made_anew() {
     let pipeline = used().await;
     pipeline.execute("DELETE FROM postrider.pipeline").await;
     let told = doctor(&pipeline).await;
-    assert_eq!(texts(told.finding("PR0405"), "command"), ["postrider recover"]);
+    assert_eq!(texts(told.finding("PR0405"), "command"), ["postrider recover --adopt --yes"]);
     mends(&pipeline, "PR0405").await;
 }
 

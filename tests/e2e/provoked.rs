@@ -86,7 +86,7 @@ async fn a_slot_confirmed_beyond_the_end_of_the_log_is_refused() {
     })
     .await;
     let told = doctor(&pipeline).await;
-    refused(&pipeline.postrider(&["run"]).await, (5, "PR0404", "pg_drop_replication_slot"));
+    refused(&pipeline.postrider(&["run"]).await, (5, "PR0404", "postrider recover"));
     paste(&pipeline, told.finding("PR0404")).await;
     assert_eq!(doctor(&pipeline).await.code, Some(0));
 }

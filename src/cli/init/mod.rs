@@ -369,7 +369,7 @@ impl Before {
             (None, None) if empty => Next::Make { given_up: Vec::new() },
             // An init that was killed half-way: nothing was ever published.
             (Some(_), None) if unused => Next::Make { given_up: Vec::new() },
-            (None, Some(_)) if !adopt => Next::Refuse(Box::new(preflight::missing_slot(slot))),
+            (None, Some(_)) if !adopt => Next::Refuse(Box::new(preflight::missing_slot(slot, true))),
             (Some(_), None) if !adopt => refuse(
                 Code::CheckpointMissing,
                 format!("slot `{slot}` exists and stream `{}` has been written to, but the checkpoint row is missing", config.nats.stream),
@@ -423,7 +423,7 @@ async fn judge_messages(
         Stored::Event(event)
             if event.position.system_id == system.id && event.position.slot == config.postgres.slot =>
         {
-            preflight::missing_slot(&config.postgres.slot)
+            preflight::missing_slot(&config.postgres.slot, true)
         }
         Stored::Event(event) => foreign(stream.name(), last, &format!("position {}", event.position)),
         Stored::Foreign(subject) => foreign(stream.name(), last, &format!("subject `{subject}`")),
