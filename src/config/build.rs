@@ -288,6 +288,7 @@ fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
     );
     let dead_letters_max = read.required("delivery.dead_letters_max", value::integer(0, usize::MAX));
     let dead_letter_retention = read.required("delivery.dead_letter_retention", value::duration);
+    let wait_visible = read.required("delivery.wait_visible", value::boolean);
     Some(Delivery {
         window_messages: window_messages?,
         window_bytes: window_bytes?,
@@ -296,6 +297,7 @@ fn delivery(read: &mut Reader<'_>) -> Option<Delivery> {
         oversize: oversize?,
         dead_letters_max: dead_letters_max?,
         dead_letter_retention: dead_letter_retention?,
+        wait_visible: wait_visible?,
     })
 }
 

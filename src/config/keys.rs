@@ -228,6 +228,12 @@ pub const KEYS: &[Key] = &[
         "How long dead letters are kept after they were resolved; open ones are kept for ever",
     ),
     key(
+        "delivery.wait_visible",
+        Kind::Boolean,
+        "false",
+        "Publish an event only once others can see its transaction; without it the event may be a moment early",
+    ),
+    key(
         "encrypt.key_file",
         FILE,
         "off",

@@ -151,6 +151,8 @@ pub struct Delivery {
     pub dead_letters_max: usize,
     /// How long resolved letters are kept.
     pub dead_letter_retention: Duration,
+    /// Whether an event waits until its transaction is visible to others.
+    pub wait_visible: bool,
 }
 
 impl Delivery {

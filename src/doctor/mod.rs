@@ -120,7 +120,8 @@ pub async fn examine(config: &Config, old: Duration) -> Report {
         let parts = parts.map(Code::as_str);
         for finding in report.findings.iter_mut().filter(|finding| parts.contains(&finding.code)) {
             let row_only = finding.code == Code::CheckpointMissing.as_str();
-            let adopting = if row_only { "postrider recover --adopt --yes" } else { "postrider init --adopt" };
+            let adopting =
+                if row_only { "postrider recover --adopt --yes" } else { "postrider init --adopt" };
             for command in finding.command.iter_mut().filter(|command| *command == "postrider init") {
                 *command = adopting.to_owned();
             }

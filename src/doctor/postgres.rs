@@ -279,6 +279,16 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slo
             format!("name the standbys one by one, without `*` and `{us}`, in synchronous_standby_names"),
         ));
     }
+    if !names.trim().is_empty() && !config.delivery.wait_visible {
+        report.advice(Failure::new(
+            Code::EventsBeforeRows,
+            format!(
+                "commits wait for `{names}` (synchronous_standby_names), and their events do not: consumers see an event \
+                 before the database shows its row"
+            ),
+            "delivery.wait_visible = true, if consumers read the database",
+        ));
+    }
     if row.get::<_, Option<bool>>(4) == Some(false) && row.get(5) {
         report.advice(Failure::new(
             Code::SlotNotSynced,

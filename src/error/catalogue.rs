@@ -272,6 +272,8 @@ catalogue! {
         "With sslmode below verify-ca anyone between the relay and Postgres can read and change what they say.";
     LettersOpen = "PR0620", Findings, Operator, "dead letters are open",
         "Events that could not be published wait in <postgres.schema>.dead_letter for a person: `postrider dlq list` and `show` say why, `replay` sends them, `drop` puts them away.";
+    EventsBeforeRows = "PR0621", Findings, Operator, "events come before their rows are visible",
+        "A commit that waits for a synchronous standby is flushed, and so published, before anyone can see its rows: for as long as the standby is away. delivery.wait_visible holds events until then.";
     Differs = "PR0630", Findings, Operator, "table and stream differ",
         "`postrider verify` found rows whose event is not in the stream, events that are stored twice or out of order, or messages that this pipeline did not write. It names the first of each kind; --json lists them.";
 }

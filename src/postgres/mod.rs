@@ -11,6 +11,7 @@
 //! | [`connection`], [`replication`] | the walsender: frames, the stream of one slot, status updates |
 //! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
 //! | [`client`], [`preflight`] | ordinary SQL: the connection, and what the catalogues say |
+//! | [`snapshot`] | which transactions others can see |
 //! | [`error`] | what can go wrong, with the SQLSTATE kept |
 
 pub mod client;
@@ -22,6 +23,7 @@ pub mod lsn;
 pub mod pgoutput;
 pub mod preflight;
 pub mod replication;
+pub mod snapshot;
 mod socket;
 pub mod target;
 pub mod text;

@@ -5,6 +5,7 @@ use super::client::Sql;
 use super::connection::Connection;
 use super::error::Error;
 use super::lsn::Lsn;
+use super::snapshot::Snapshot;
 use super::timestamp::Timestamp;
 
 /// The server.
@@ -369,6 +370,15 @@ pub async fn walsender_waits_for(sql: &Sql, slot: &str) -> Result<Option<String>
 pub async fn wal_insert_lsn(sql: &Sql) -> Result<Lsn, Error> {
     let row = sql.client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
     row.get::<_, String>(0).parse().map_err(|error| Error::Protocol(format!("{error}")))
+}
+
+/// What others can see now.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn snapshot(sql: &Sql) -> Result<Snapshot, Error> {
+    let row = sql.client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
+    row.get::<_, &str>(0).parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
 /// When the server that SQL talks to was started: two connections to one server agree on it.

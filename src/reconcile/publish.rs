@@ -120,6 +120,7 @@ impl Filler<'_> {
             timeline: self.timeline,
             place: Place { commit_lsn: self.base, index: self.index },
             commit_time: row.created_at.unwrap_or(self.now),
+            xid: 0,
         };
         self.index += 1;
         Taken::new(&self.shape, at, row.tuple)

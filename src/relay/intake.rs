@@ -31,6 +31,7 @@ struct Transaction {
     timeline: u32,
     commit_lsn: Lsn,
     commit_time: Timestamp,
+    xid: u32,
     /// The next insert's.
     index: u64,
 }
@@ -80,6 +81,7 @@ impl Intake {
                     timeline: self.history.timeline_of(begin.final_lsn),
                     commit_lsn: begin.final_lsn,
                     commit_time: begin.commit_time,
+                    xid: begin.xid,
                     index: 0,
                 });
                 Ok(Step::Nothing)
@@ -141,12 +143,12 @@ impl Intake {
         }
         let place = Place { commit_lsn: transaction.commit_lsn, index: transaction.index };
         transaction.index += 1;
-        let (timeline, commit_time) = (transaction.timeline, transaction.commit_time);
+        let &mut Transaction { timeline, commit_time, xid, .. } = transaction;
         if self.origin.0 != timeline {
             let origin = format!("{}/{timeline}/{}/", self.history.system_id, self.slot);
             self.origin = (timeline, origin.into());
         }
-        let at = At { origin: Arc::clone(&self.origin.1), timeline, place, commit_time };
+        let at = At { origin: Arc::clone(&self.origin.1), timeline, place, commit_time, xid };
         Ok(Taken::new(shape, at, insert.tuple))
     }
 }

@@ -17,6 +17,7 @@ use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, Table};
+use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::{self, Letter, Owner};
@@ -127,6 +128,10 @@ impl Base for Postgres {
 
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure> {
         in_time(facts::walsender_waits_for(&self.sql, self.slot_name())).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Failure> {
+        in_time(facts::snapshot(&self.sql)).await
     }
 
     async fn row(&self) -> Result<Option<Checkpoint>, Failure> {

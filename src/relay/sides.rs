@@ -15,6 +15,7 @@ use crate::outbox::Event;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table};
+use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
 use tokio::sync::watch;
@@ -71,6 +72,9 @@ pub(super) trait Base: Clone + 'static {
 
     /// What the walsender waits for, in Postgres's words.
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure>;
+
+    /// What others can see.
+    async fn snapshot(&self) -> Result<Snapshot, Failure>;
 
     /// The checkpoint row.
     async fn row(&self) -> Result<Option<Checkpoint>, Failure>;

@@ -18,6 +18,8 @@ pub(crate) struct Taken {
     pub(crate) timeline: u32,
     pub(crate) place: Place,
     pub(crate) commit_time: Timestamp,
+    /// Its transaction's id; 0 of a row that was read from the table.
+    pub(crate) xid: u32,
     /// None when the id column is null or no text.
     pub(crate) id: Option<Text>,
     origin: Arc<str>,
@@ -33,14 +35,15 @@ pub(crate) struct At {
     pub(crate) timeline: u32,
     pub(crate) place: Place,
     pub(crate) commit_time: Timestamp,
+    pub(crate) xid: u32,
 }
 
 impl Taken {
     /// The row `tuple`, which has as many columns as `shape`.
     pub(crate) fn new(shape: &Arc<Shape>, at: At, tuple: Tuple) -> Taken {
-        let At { origin, timeline, place, commit_time } = at;
+        let At { origin, timeline, place, commit_time, xid } = at;
         let id = cell(&tuple, shape.table.id_index()).and_then(|id| Text::new(id.clone()).ok());
-        Taken { timeline, place, commit_time, id, origin, shape: Arc::clone(shape), tuple }
+        Taken { timeline, place, commit_time, xid, id, origin, shape: Arc::clone(shape), tuple }
     }
 
     /// What the log says of it.

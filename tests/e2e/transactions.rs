@@ -2,6 +2,7 @@
 
 use crate::refusals::insert;
 use crate::support::{ARTICLE, DEADLINE, Pipeline, Servers, connect, eventually, within};
+use futures_util::StreamExt;
 use std::time::Duration;
 
 async fn subjects(pipeline: &Pipeline, count: usize) -> Vec<String> {
@@ -229,6 +230,65 @@ async fn a_commit_that_waits_for_a_standby_is_published_when_it_is_flushed() {
         pipeline.execute(statement).await;
     }
     tokio::time::timeout(DEADLINE, writer).await.unwrap().unwrap();
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+/// Waits until the relay has so many events that are not stored.
+async fn taken(relay: &crate::support::Relay, events: u64) {
+    eventually("the events are taken", async || {
+        let status = relay.status().await?;
+        (status["in_flight_messages"].as_u64() == Some(events)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_wait_visible_an_event_waits_until_others_can_see_its_row() {
+    let mut pipeline = Pipeline::article().await;
+    pipeline.set("POSTRIDER_DELIVERY_WAIT_VISIBLE", "true");
+    let mut relay = pipeline.run().await;
+    for statement in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
+        pipeline.execute(statement).await;
+    }
+    let url = pipeline.postgres.url("postgres");
+    let writer = tokio::spawn(async move {
+        let sql = connect(&url).await.unwrap();
+        let _ = sql.batch_execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
+    });
+    taken(&relay, 1).await;
+    // Behind it in the log, and so in the stream.
+    let local = "SET synchronous_commit = local; INSERT INTO outbox (event_type, payload) VALUES ('b', '{}')";
+    pipeline.execute(local).await;
+    taken(&relay, 2).await;
+    assert_eq!(
+        (pipeline.ask("SELECT count(*) FROM outbox").await, pipeline.last_seq().await),
+        ("1".into(), 0)
+    );
+    for statement in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
+        pipeline.execute(statement).await;
+    }
+    tokio::time::timeout(DEADLINE, writer).await.unwrap().unwrap();
+    assert_eq!(subjects(&pipeline, 2).await, ["outbox.a", "outbox.b"]);
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn with_wait_visible_whoever_gets_an_event_finds_its_row() {
+    let mut pipeline = Pipeline::article().await;
+    pipeline.set("POSTRIDER_DELIVERY_WAIT_VISIBLE", "true");
+    let mut relay = pipeline.run().await;
+    let mut load = crate::support::Load::rounds(&pipeline, 4, &[1, 2], 150);
+    let sql = pipeline.sql().await;
+    let consumer = pipeline.stream().await;
+    let consumer = consumer.create_consumer(async_nats::jetstream::consumer::pull::OrderedConfig::default());
+    let mut messages = consumer.await.unwrap().messages().await.unwrap();
+    for _ in 0..500 {
+        let message = tokio::time::timeout(DEADLINE, messages.next()).await.unwrap().unwrap().unwrap();
+        let id = message.headers.as_ref().unwrap().get("Postrider-Event-Id").unwrap().as_str().to_owned();
+        let seen = sql.query_one("SELECT count(*) FROM outbox WHERE id::text = $1", &[&id]).await.unwrap();
+        assert_eq!(seen.get::<_, i64>(0), 1, "row {id}");
+    }
+    load.finish().await;
     assert_eq!(relay.terminate().await, Some(0));
 }
 

@@ -99,7 +99,11 @@ impl<S: Sides> Pump<'_, S> {
                 "the stream holds later events, but neither it nor a dead letter has this one",
             ));
         }
-        while let Some(item) = self.window.waiting() {
+        loop {
+            if self.config.delivery.wait_visible && !self.is_visible() {
+                return Ok(());
+            }
+            let Some(item) = self.window.waiting() else { return Ok(()) };
             let may = match self.phase {
                 Phase::Stream => true,
                 Phase::Probe => self.window.in_flight() == 0,
@@ -122,7 +126,6 @@ impl<S: Sides> Pump<'_, S> {
             self.sent_up_to = self.sent_up_to.max(Some(item.taken.place));
             self.window.send();
         }
-        Ok(())
     }
 
     fn publishable(&self, item: &Item) -> Result<Event, Poison> {

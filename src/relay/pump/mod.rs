@@ -33,10 +33,12 @@ mod flow;
 mod item;
 mod show;
 mod timers;
+mod visibility;
 
 use aside::Aside;
 pub(super) use aside::LetterLog;
 use item::Item;
+use visibility::Visibility;
 
 use super::intake::{Intake, Step};
 use super::pace::{Load, Pace};
@@ -212,6 +214,7 @@ pub(super) struct Pump<'a, S: Sides> {
     sent_up_to: Option<Place>,
     /// An event that cannot be published is being dealt with.
     aside: Option<LocalBoxFuture<'static, Result<Aside, Failure>>>,
+    visibility: Visibility,
     /// Events that the slot sent again and neither the stream nor a letter has.
     unaccounted: VecDeque<Item>,
     letters_in_a_row: usize,
@@ -277,6 +280,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             phase: Phase::Probe,
             sent_up_to: None,
             aside: None,
+            visibility: Visibility::default(),
             unaccounted: VecDeque::new(),
             letters_in_a_row: 0,
             open_letters: None,
@@ -360,6 +364,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             .into();
             let keeping: OptionFuture<_> = self.upkeep.as_mut().into();
             let setting_aside: OptionFuture<_> = self.aside.as_mut().into();
+            let asking: OptionFuture<_> = self.visibility.asking.as_mut().into();
             tokio::select! {
                 // Ranked: to stop must always be possible; answers make room and are bounded by the
                 // window; timers must not starve under load; frames come last.
@@ -386,6 +391,7 @@ impl<'a, S: Sides> Pump<'a, S> {
                     self.aside = None;
                     self.aside(done)?;
                 }
+                Some(snapshot) = asking => self.saw(snapshot?),
                 _ = ticks.tick() => self.tick().await?,
                 received = self.session.replication.next(), if room => {
                     self.frames(received.map_err(stream_failure)?)?;

@@ -38,6 +38,7 @@ impl<S: Sides> Pump<'_, S> {
     pub(super) fn watch_progress(&mut self, now: Instant) -> Result<(), Failure> {
         let waits = matches!(self.phase, Phase::Sync(_) | Phase::Drain { .. } | Phase::BackOff { .. })
             || self.aside.is_some()
+            || self.visibility.asking.is_some()
             || self.session.broker.publisher.awaited() > 0
             || !self.session.resume.is_done()
             || self.window.is_empty() && self.unaccounted.is_empty();

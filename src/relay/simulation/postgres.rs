@@ -16,6 +16,7 @@ use crate::outbox::Reason;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table, TableColumn};
+use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::sides;
 use crate::state::dead_letter::{Letter, Owner};
@@ -339,6 +340,12 @@ impl sides::Base for Sql {
 
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure> {
         self.run(|_| None).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Failure> {
+        // Whatever is sent is visible at once.
+        let text = format!("{0}:{0}:", u64::from(u32::MAX) >> 1);
+        self.run(move |_| text.parse().expect("a snapshot")).await
     }
 
     async fn row(&self) -> Result<Option<Checkpoint>, Failure> {
