@@ -268,9 +268,8 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slo
         ));
     }
     let names: &str = row.get(3);
-    let waits = names.split(|c: char| c == ',' || c == '(' || c == ')' || c.is_whitespace());
     let us = sql.target.application_name.as_str();
-    if waits.map(|name| name.trim_matches('"')).any(|name| name == "*" || name.eq_ignore_ascii_case(us)) {
+    if preflight::counts_as_standby(names, us) {
         report.error(Failure::new(
             Code::CommitsWait,
             format!(

@@ -13,6 +13,10 @@ use tokio_postgres::{Client, Config, NoTls};
 /// A login is done by then, or the server is as good as away.
 const LOGIN_MAX: Duration = Duration::from_secs(30);
 
+/// Values then print as pgoutput prints them on a replication connection.
+pub const AS_PGOUTPUT: &str = "SET DateStyle = ISO; SET TimeZone = UTC; SET IntervalStyle = postgres; \
+    SET extra_float_digits = 3; SET bytea_output = hex";
+
 /// A connection for SQL. Its server ending it (`pg_ctl stop -m fast` begins with these) is seen at
 /// once through [`closed`](Sql::closed), also while nothing is asked.
 pub struct Sql {

@@ -381,6 +381,25 @@ pub async fn snapshot(sql: &Sql) -> Result<Snapshot, Error> {
     row.get::<_, &str>(0).parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
+/// The transactions that a new slot waits for, in words.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn writers(sql: &Sql) -> Result<String, Error> {
+    let row = sql
+        .client
+        .query_one(
+            "SELECT coalesce(string_agg(writer, ', '), 'a transaction that has ended meanwhile') FROM ( \
+             SELECT format('pid %s (%s, %s, since %s)', pid, usename, coalesce(nullif(application_name, ''), '?'), \
+             date_trunc('second', now() - xact_start)) FROM pg_stat_activity \
+             WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL SELECT format('prepared transaction %s (%s)', gid, owner) FROM pg_prepared_xacts) w (writer)",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
 /// When the server that SQL talks to was started: two connections to one server agree on it.
 ///
 /// # Errors

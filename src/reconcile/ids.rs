@@ -8,7 +8,7 @@ use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::position::{Identity, Place};
 use crate::error::{Code, Failure};
 use crate::outbox::{Preset, Resolved};
-use crate::postgres::client::Sql;
+use crate::postgres::client::{AS_PGOUTPUT, Sql};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::pgoutput::{Column, Message};
 use crate::postgres::preflight::{Publication, Table, wal_insert_lsn};
@@ -26,11 +26,8 @@ use tokio_postgres::types::ToSql;
 /// As NATS clients trim a header's value.
 const TRIMMED: &str = "E' \\t\\r\\n'";
 
-/// Values print as pgoutput prints them; a table of millions may take its time; a policy that hides rows is an
-/// error, for the slot has them.
-const SETTINGS: &str = "SET DateStyle = ISO; SET TimeZone = UTC; SET IntervalStyle = postgres; \
-    SET extra_float_digits = 3; SET bytea_output = hex; SET statement_timeout = 0; \
-    SET row_security = off";
+/// A table of millions may take its time; a policy that hides rows is an error, for the slot has them.
+const SETTINGS: &str = "SET statement_timeout = 0; SET row_security = off";
 
 /// A message of this slot that no cluster of the present system wrote has no place here; one that was
 /// published for a row is noted with sequence 0 until it is read.
@@ -87,6 +84,7 @@ impl<'a> Ids<'a> {
         publication: &Publication,
         system_id: u64,
     ) -> Result<Ids<'a>, Failure> {
+        sql.client.batch_execute(AS_PGOUTPUT).await?;
         sql.client.batch_execute(SETTINGS).await?;
         sql.client.batch_execute(TABLES).await.map_err(|error| {
             Failure::from(error).context("create temporary tables (GRANT TEMPORARY ON DATABASE … TO …)")

@@ -70,6 +70,14 @@ pub fn fit_server(server: &Server) -> Vec<Failure> {
     unfit
 }
 
+/// Whether `synchronous_standby_names` has commits wait for whoever calls itself `us`.
+#[must_use]
+pub fn counts_as_standby(synchronous_standby_names: &str, us: &str) -> bool {
+    let names =
+        synchronous_standby_names.split(|c: char| c == ',' || c == '(' || c == ')' || c.is_whitespace());
+    names.map(|name| name.trim_matches('"')).any(|name| name == "*" || name.eq_ignore_ascii_case(us))
+}
+
 /// The outbox table.
 ///
 /// # Errors
@@ -342,27 +350,10 @@ pub fn fit_slot(name: &str, slot: &Slot) -> Result<(), Failure> {
 /// # Errors
 /// The connection breaks.
 pub async fn blocked(sql: &Sql, slot: &str) -> Result<Failure, Failure> {
-    let writers = sql
-        .client
-        .query(
-            "SELECT format('pid %s (%s, %s, since %s)', pid, usename, coalesce(nullif(application_name, ''), '?'), \
-             date_trunc('second', now() - xact_start)) FROM pg_stat_activity \
-             WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
-             UNION ALL SELECT format('prepared transaction %s (%s)', gid, owner) FROM pg_prepared_xacts",
-            &[],
-        )
-        .await?;
-    let writers: Vec<String> = writers.iter().map(|row| row.get(0)).collect();
+    let writers = preflight::writers(sql).await?;
     Ok(Failure::new(
         Code::SlotBlocked,
-        format!(
-            "slot `{slot}` is not created within {SLOT_CREATION_MAX_SECONDS} s: it waits for {}",
-            if writers.is_empty() {
-                "a transaction that has ended meanwhile".to_owned()
-            } else {
-                writers.join(", ")
-            }
-        ),
+        format!("slot `{slot}` is not created within {SLOT_CREATION_MAX_SECONDS} s: it waits for {writers}"),
         "let them end (SELECT pg_terminate_backend(pid) where nobody needs them), then postrider init again",
     ))
 }
