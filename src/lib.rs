@@ -17,7 +17,7 @@
 //! | [`delivery`] | what may be sent, skipped and confirmed: position, opening, resume, window, confirm. No I/O, no clock |
 //! | [`nats`] | the way into JetStream: requests over async-nats, publishing over a connection of our own |
 //! | [`state`] | the checkpoint row in Postgres, fenced by session |
-//! | [`relay`] | the sessions and the one loop that drives all of the above |
+//! | [`relay`] | the sessions and the one loop that drives all of the above; the shadow beside a poller |
 //! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
 //! | [`doctor`] | every check at once, with what mends each fault |
 //! | [`reconcile`] | table against stream: what differs, and what publishes it (backfill, recover, verify) |

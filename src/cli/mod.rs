@@ -11,6 +11,7 @@ mod logging;
 mod recover;
 mod remove;
 mod run;
+mod shadow;
 mod status;
 mod tail;
 mod verify;

@@ -1,6 +1,6 @@
 //! `postrider run`
 
-use super::{Ended, drive, load, logging};
+use super::{Ended, drive, load, logging, shadow};
 use crate::config::Flags;
 use crate::ops::http::{self, Pulse};
 use crate::ops::status::{Board, Status};
@@ -15,15 +15,22 @@ use tracing::{info, warn};
 #[command(after_help = "\
 Example:
   DATABASE_URL=postgres://relay@db/shop NATS_URL=nats://nats:4222 postrider run
+  DATABASE_URL=postgres://owner@db/shop postrider run --shadow --seconds 600   # beside a poller; publishes nothing
 
 SIGTERM and SIGINT drain and end with 0; a second one ends at once, which is safe too.
-`run` creates nothing: postrider init does.")]
+`run` creates nothing: postrider init does. `run --shadow` needs neither init nor NATS, but a role that owns the
+table: it makes a temporary slot and a publication, and drops both. Exit status 6 when relay and poller differ.")]
 pub(super) struct Args {
+    #[command(flatten)]
+    shadow: shadow::Shadow,
     #[command(flatten)]
     flags: Flags,
 }
 
 pub(super) fn run(args: &Args) -> Ended {
+    if args.shadow.shadow {
+        return shadow::run(&args.shadow, &args.flags);
+    }
     let config = load(&args.flags)?;
     logging::start(&config.log);
     let board = Board::new(Status {
@@ -50,7 +57,7 @@ pub(super) fn run(args: &Args) -> Ended {
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second ends the process.
-fn stop_signal() -> watch::Receiver<bool> {
+pub(super) fn stop_signal() -> watch::Receiver<bool> {
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         let (Some(mut terminate), Some(mut interrupt)) =

@@ -275,6 +275,20 @@ impl Config {
     pub fn load(flags: &Flags) -> Result<Config, Vec<Failure>> {
         Loaded::from(flags, &Environment::of_process()).config
     }
+
+    /// The same for a command that connects to no NATS: `nats.url` need not be set.
+    ///
+    /// # Errors
+    /// All other problems at once.
+    pub fn load_without_nats(flags: &Flags) -> Result<Config, Vec<Failure>> {
+        let env = Environment::of_process();
+        let (mut values, problems) = load::gather(flags, &env);
+        let url = values.iter_mut().find(|value| value.key.name == "nats.url" && value.text.is_none());
+        if let Some(url) = url {
+            url.text = Some("nats://localhost:4222".to_owned());
+        }
+        Loaded::of(values, problems, &env).config
+    }
 }
 
 /// The configuration as a person asks about it: every value with its origin, even when some are wrong.
@@ -290,7 +304,11 @@ impl Loaded {
     /// Reads `env`, the configuration file and `flags`.
     #[must_use]
     pub fn from(flags: &Flags, env: &Environment) -> Loaded {
-        let (mut values, mut problems) = load::gather(flags, env);
+        let (values, problems) = load::gather(flags, env);
+        Loaded::of(values, problems, env)
+    }
+
+    fn of(mut values: Vec<Value>, mut problems: Vec<Failure>, env: &Environment) -> Loaded {
         let config = build::config(&mut values, env, &mut problems);
         let config = match config {
             Some(config) if problems.is_empty() => Ok(config),

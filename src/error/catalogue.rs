@@ -100,6 +100,8 @@ catalogue! {
         "Rows whose messages the stream no longer has (max_age, a purge, a work queue) cannot be told from rows that were never stored. --since leaves the older ones out, by the column of outbox.created_at.";
     SchemasUnusable = "PR0114", Usage, Halt, "the folder of schemas cannot be used",
         "validate.schemas names a folder that is not there or not readable, or a file in it is no JSON or no JSON Schema. The message names each. $ref reaches files of the folder only. Nothing is published until it is mended: every event would else become a dead letter.";
+    MarkUnclear = "PR0117", Usage, Halt, "it is unclear what the poller marks",
+        "`run --shadow` takes a row for processed when the column `processed` or `processed_at` is set (a boolean that is true, a time that is not null), or when it is deleted. --mark-column names another such column.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";
@@ -140,6 +142,14 @@ catalogue! {
         "Nothing came from the replication connection for long, though it was asked for a sign of life. It may be decoding a giant transaction of other tables: the relay waits twice as long the next time, up to an hour.";
     ReplayRefused = "PR0219", Postgres, Halt, "a dead letter cannot be replayed",
         "Replaying deletes the outbox row and inserts it again, in one transaction. It is refused where rows of other tables refer to it, where its id is null or not unique, and where the row was too large to be kept as jsonb. Nothing was changed.";
+    ShadowUnsafe = "PR0230", Postgres, Operator, "shadow mode would disturb what runs",
+        "`run --shadow` publishes updates and deletes of the outbox to itself. On a table without replica identity Postgres would refuse such statements to everyone, the poller included; and with synchronous_standby_names = '*' every commit would wait for the shadow. It changes nothing and ends.";
+    ShadowRefused = "PR0231", Postgres, Operator, "shadow mode cannot begin",
+        "`run --shadow` makes a publication of its own, for which the role must own the table and may create in the database, and a temporary slot, for which there must be room.";
+    ShadowBusy = "PR0232", Postgres, Operator, "another shadow watches the table",
+        "One `run --shadow` watches a table at a time. It holds an advisory lock for as long as it lives.";
+    ShadowLeft = "PR0233", Postgres, Operator, "the shadow's publication is still there",
+        "It could not be dropped. It changes nothing for the writers of a table with a primary key, and retains no WAL; the next `run --shadow` in that database drops it.";
 
     NatsUnreachable = "PR0301", Nats, Retry, "NATS cannot be reached",
         "No server of nats.url accepts a connection. The relay lets go of Postgres meanwhile, waits and tries again; with start_timeout it gives up after that time.";
@@ -276,6 +286,8 @@ catalogue! {
         "A commit that waits for a synchronous standby is flushed, and so published, before anyone can see its rows: for as long as the standby is away. delivery.wait_visible holds events until then.";
     Differs = "PR0630", Findings, Operator, "table and stream differ",
         "`postrider verify` found rows whose event is not in the stream, events that are stored twice or out of order, or messages that this pipeline did not write. It names the first of each kind; --json lists them.";
+    ShadowDiffers = "PR0645", Findings, Operator, "relay and poller differ",
+        "`run --shadow` found events that the poller has not processed, rows that it has and the relay would not have published, or events that would be dead letters. It names the first of each; --json lists them.";
 }
 
 impl fmt::Display for Code {

@@ -17,6 +17,9 @@ pub struct Limits {
 /// JetStream keeps a message's headers with a 16-bit length.
 const HEADERS_MAX: usize = 65_535;
 
+/// nats-server's own.
+const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
+
 /// What [`envelope`](super::envelope) adds, with names as long as they may be.
 const OWN_HEADERS: usize = 768;
 
@@ -31,6 +34,14 @@ impl Limits {
             }
             _ => Limits { filters, message: max_payload, name: "the server's max_payload" },
         }
+    }
+
+    /// What nobody has asked a server for: its default, and a stream that `init` would make. What goes to
+    /// the object store is not too large.
+    #[must_use]
+    pub fn without_server(object_store: bool) -> Limits {
+        let message = if object_store { usize::MAX } else { DEFAULT_MAX_PAYLOAD };
+        Limits { filters: vec![">".to_owned()], message, name: "nats-server's default max_payload" }
     }
 
     /// Whether JetStream can take the event.

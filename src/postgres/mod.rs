@@ -9,6 +9,7 @@
 //! | [`hba`] | lines of `pg_hba.conf` for a person to add |
 //! | [`login`] | socket, TLS and proof of who we are, for both kinds of connection |
 //! | [`connection`], [`replication`] | the walsender: frames, the stream of one slot, status updates |
+//! | [`temporary_slot`] | a slot for as long as a connection lives, and its snapshot |
 //! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
 //! | [`client`], [`preflight`] | ordinary SQL: the connection, and what the catalogues say |
 //! | [`snapshot`] | which transactions others can see |
@@ -26,6 +27,7 @@ pub mod replication;
 pub mod snapshot;
 mod socket;
 pub mod target;
+pub mod temporary_slot;
 pub mod text;
 pub mod timestamp;
 mod tls;

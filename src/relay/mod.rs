@@ -10,6 +10,7 @@
 //! | `taken` | one of them: what is published for it, or lettered |
 //! | [`Pace`] | lets frames and answers gather under load |
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
+//! | [`shadow`] | beside a poller: what would be published, and is not |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
 //!
 //! An error ends the session; [`Code::disposition`] says what
@@ -23,6 +24,7 @@ mod pump;
 pub mod schemas;
 mod servers;
 mod session;
+pub mod shadow;
 mod sides;
 #[cfg(test)]
 mod simulation;

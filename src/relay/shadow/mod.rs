@@ -1,0 +1,125 @@
+//! `run --shadow`: what would the relay do, beside a poller that does it today?
+//!
+//! It reads the log through a temporary slot and a publication of its own, publishes nothing, and
+//! compares: rows that the log brings with rows that the poller marks or deletes, and how long each
+//! takes. NATS, `init` and a checkpoint row are not needed, and not looked at.
+//!
+//! It must never disturb what runs. The slot goes with its connection and is confirmed at once, so it
+//! retains no WAL; the publication cannot make the poller's statements fail (`publication`); the table
+//! is read once, at the slot's snapshot, for the ids of rows that were there before; a server whose
+//! commits would wait for us is refused.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `publication` | made, proved harmless, dropped, also after a kill |
+//! | `observer` | from the slot's messages to what happened to rows; no I/O |
+//! | `session` | the slot, the ids of earlier rows, the loop |
+//! | `comparison` | which rows both have, and which only one; no I/O |
+//! | [`Report`] | what comes of it |
+
+mod comparison;
+mod observer;
+mod publication;
+mod report;
+mod session;
+
+use super::{preflight, schemas};
+use crate::config::Config;
+use crate::error::{Code, Failure};
+use crate::postgres::client::Sql;
+use crate::postgres::preflight::Table;
+use comparison::Comparison;
+use publication::Publication;
+pub use report::{Latencies, Quantiles, Report};
+use session::{Clock, Shadow};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Columns that pollers mark, where nobody names another.
+const MARKS: [&str; 2] = ["processed", "processed_at"];
+
+/// What is asked of the shadow.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long the poller may take before a row that it has not processed is missing.
+    pub grace: Duration,
+    /// End after so long.
+    pub lasts: Option<Duration>,
+    /// End once so many events are compared.
+    pub count: Option<u64>,
+    /// The column that the poller marks.
+    pub mark_column: Option<String>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What was seen until then.
+    pub report: Report,
+    /// What ended it before its time, or what it could not take away behind it.
+    pub failure: Option<Failure>,
+}
+
+/// Watches until asked to stop, or until there is enough. `progress` hears of it once a second.
+///
+/// # Errors
+/// It cannot begin.
+pub async fn watch(
+    config: &Config,
+    options: &Options,
+    mut stop: watch::Receiver<bool>,
+    progress: impl FnMut(&Report),
+) -> Result<Ended, Failure> {
+    let mapping = schemas::mapping(config)?;
+    let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
+    preflight::server(&sql).await?;
+    commits_do_not_wait(&sql).await?;
+    let table = preflight::table(&sql, config).await?;
+    let resolved = preflight::columns(&mapping, &table)?;
+    let mark = mark_column(config, options, &table)?;
+    let mut comparison = Comparison::new(options.grace)
+        .map_err(|error| Failure::new(Code::Unexpected, format!("no histogram: {error}"), "report it"))?;
+    let publication = Publication::make(&sql, config, &table, mark.as_deref()).await?;
+    let shadow = Shadow { config, options, sql: &sql, publication: &publication, clock: Clock::default() };
+    let watched = shadow.watch(&table, resolved, mark, &mut comparison, &mut stop, progress).await;
+    let report = shadow.report(&comparison);
+    let dropped = publication.drop(&sql, config).await;
+    Ok(Ended { report, failure: watched.and(dropped).err() })
+}
+
+/// A shadow that Postgres takes for a synchronous standby would hold up every commit.
+async fn commits_do_not_wait(sql: &Sql) -> Result<(), Failure> {
+    let names = sql.client.query_one("SELECT current_setting('synchronous_standby_names')", &[]).await?;
+    let (names, us): (String, _) = (names.get(0), &sql.target.application_name);
+    if !preflight::counts_as_standby(&names, us) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::ShadowUnsafe,
+        format!(
+            "synchronous_standby_names = `{names}` counts the shadow as a standby: commits would wait for it"
+        ),
+        format!("name the standbys one by one, without `*` and `{us}`, in synchronous_standby_names"),
+    ))
+}
+
+/// The column that the poller marks; none where it deletes.
+fn mark_column(config: &Config, options: &Options, table: &Table) -> Result<Option<String>, Failure> {
+    /// `bool`, `timestamp`, `timestamptz`, `date`: fixed, `pg_type.dat`.
+    const KINDS: [u32; 4] = [16, 1114, 1184, 1082];
+    let find = |name: &str| table.columns.iter().find(|column| column.name == name);
+    let fits = |name: &str| find(name).is_some_and(|column| KINDS.contains(&column.type_oid));
+    let Some(named) = &options.mark_column else {
+        return Ok(MARKS.into_iter().find(|name| fits(name)).map(str::to_owned));
+    };
+    if fits(named) {
+        return Ok(Some(named.clone()));
+    }
+    let what = if find(named).is_some() { "is neither a boolean nor a time" } else { "does not exist" };
+    Err(Failure::new(
+        Code::MarkUnclear,
+        format!("column `{named}` of {} {what}", config.outbox.table),
+        "name a boolean that the poller sets to true, or a time that it sets; leave --mark-column out where it \
+         deletes its rows",
+    ))
+}
