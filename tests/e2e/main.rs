@@ -18,6 +18,7 @@ mod encryption;
 mod failover;
 mod letters;
 mod mapping;
+mod moving;
 mod nats_access;
 mod outages;
 mod poller;

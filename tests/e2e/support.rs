@@ -237,7 +237,11 @@ impl Pipeline {
     }
 
     pub(crate) async fn stream(&self) -> jetstream::stream::Stream {
-        self.jetstream().await.get_stream("OUTBOX").await.unwrap()
+        self.stream_named("OUTBOX").await
+    }
+
+    pub(crate) async fn stream_named(&self, name: &str) -> jetstream::stream::Stream {
+        self.jetstream().await.get_stream(name).await.unwrap()
     }
 
     pub(crate) async fn last_seq(&self) -> u64 {
@@ -264,7 +268,12 @@ impl Pipeline {
 
     /// All that the stream holds.
     pub(crate) async fn messages(&self) -> Vec<Message> {
-        let stream = self.stream().await;
+        self.messages_of("OUTBOX").await
+    }
+
+    /// All that this stream holds.
+    pub(crate) async fn messages_of(&self, name: &str) -> Vec<Message> {
+        let stream = self.stream_named(name).await;
         let mut messages = Vec::new();
         if stream.cached_info().state.messages == 0 {
             return messages;
