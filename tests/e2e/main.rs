@@ -33,6 +33,7 @@ mod rollback;
 mod rotation;
 mod schemas;
 mod shadow;
+mod sharding;
 mod sourcing;
 mod support;
 mod tail;
