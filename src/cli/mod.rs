@@ -117,15 +117,6 @@ fn load(flags: &crate::config::Flags) -> Result<Config, Vec<Failure>> {
     Config::load(flags)
 }
 
-/// None when schema or table do not exist.
-fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Failure> {
-    match asked.map_err(Into::into) {
-        Ok(answer) => Ok(Some(answer)),
-        Err(failure) if failure.code == Code::SchemaMissing => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 /// Prints a report as one JSON object, or as a person reads it.
 fn print<R: Serialize>(report: &R, json: bool, human: impl FnOnce(&R) -> String) -> Ended {
     let text = if json {

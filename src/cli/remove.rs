@@ -1,6 +1,6 @@
 //! `postrider remove`: takes away what `init` made, so that nothing retains WAL for a relay that is gone.
 
-use super::{Ended, block_on, confirmed, load, of_schema};
+use super::{Ended, block_on, confirmed, load};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::stream::Stream;
@@ -8,6 +8,7 @@ use crate::nats::{connect, object_store};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight as facts;
 use crate::relay::preflight;
+use crate::state::survey::of_schema;
 use crate::state::{checkpoint, dead_letter};
 use bytesize::ByteSize;
 use postgres_protocol::escape::escape_identifier;

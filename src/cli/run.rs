@@ -4,6 +4,7 @@ use super::{Ended, drive, load, logging, shadow};
 use crate::config::Flags;
 use crate::ops::http::{self, Pulse};
 use crate::ops::status::{Board, Status};
+use crate::postgres::timestamp::Timestamp;
 use crate::relay::{self, Pace};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,10 +36,9 @@ pub(super) fn run(args: &Args) -> Ended {
     logging::start(&config.log);
     let board = Board::new(Status {
         reason: "starting".to_owned(),
-        slot: config.postgres.slot.clone(),
-        stream: config.nats.stream.clone(),
-        hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
-        ..Status::default()
+        host: Some(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+        started_at: Some(Timestamp::now().to_string()),
+        ..Status::of(&config)
     });
     let pulse = Pulse::default();
     http::serve(&config.http, board.clone(), pulse.clone());

@@ -1,36 +1,43 @@
 //! `postrider status`
 
-use super::{Ended, block_on, load, of_schema};
+use super::{Ended, block_on, load};
 use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::connect;
 use crate::nats::stream::Stream;
 use crate::ops::status::{LastError, Status};
 use crate::postgres::client::Sql;
-use crate::postgres::preflight;
-use crate::state::{checkpoint, dead_letter};
+use crate::state::survey;
+use bytesize::ByteSize;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// A running relay answers from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+const WATCH_APART: Duration = Duration::from_secs(1);
 
 /// Show where the relay is: asks the running relay, else reads checkpoint row, slot and stream.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   postrider status
+  postrider status --watch
   postrider status --json | jq .lag_bytes")]
 pub(super) struct Args {
-    /// Print one JSON object.
+    /// Print one JSON object; with --watch one a second, each on its line.
     #[arg(long)]
     json: bool,
+    /// Show it anew each second; where the output is no terminal, as one line.
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -38,14 +45,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Ended {
     let config = load(&args.flags)?;
     block_on(async {
-        let live = match config.http.listen {
-            Some(address) => timeout(ANSWER_MAX, ask(address, &config)).await.ok().flatten(),
-            None => None,
-        };
-        let status = match live {
-            Some(status) => status,
-            None => to_json(&read(&config).await?)?,
-        };
+        if args.watch {
+            return watch(&config, args.json).await;
+        }
+        let status = look(&config).await?;
         let text = if args.json { format!("{status}\n") } else { human(&status) };
         // A reader that has seen enough is no error.
         let _ = std::io::stdout().write_all(text.as_bytes());
@@ -53,8 +56,50 @@ pub(super) fn run(args: &Args) -> Ended {
     })
 }
 
+/// Once a second, until interrupted or nobody reads any more.
+async fn watch(config: &Config, json: bool) -> Result<(), Failure> {
+    let terminal = std::io::stdout().is_terminal();
+    let mut ticks = interval(WATCH_APART);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let status = look(config).await;
+        let text = match (&status, json, terminal) {
+            (Ok(status), true, _) => format!("{status}\n"),
+            (Ok(status), false, false) => line(status),
+            // Home, each line to its end, and what is below: nothing flickers.
+            (Ok(status), false, true) => redrawn(&human(status)),
+            (Err(failure), false, true) => redrawn(&format!("{failure}\n")),
+            (Err(failure), _, _) => {
+                eprintln!("{failure}");
+                continue;
+            }
+        };
+        let mut stdout = std::io::stdout();
+        if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn redrawn(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+/// The running relay's, else what Postgres and NATS know.
+async fn look(config: &Config) -> Result<Value, Failure> {
+    let live = match config.http.listen {
+        Some(address) => timeout(ANSWER_MAX, ask(address, config)).await.ok().flatten(),
+        None => None,
+    };
+    match live {
+        Some(status) => Ok(status),
+        None => to_json(&read(config).await?),
+    }
+}
+
 /// The running relay's `/status`; none when none answers for this slot.
-async fn ask(address: SocketAddr, config: &Config) -> Option<serde_json::Value> {
+async fn ask(address: SocketAddr, config: &Config) -> Option<Value> {
     let stream = TcpStream::connect(address).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
@@ -64,92 +109,164 @@ async fn ask(address: SocketAddr, config: &Config) -> Option<serde_json::Value> 
     }
     let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).ok()?).await.ok()?;
     let body = response.into_body().collect().await.ok()?.to_bytes();
-    let status: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    let status: Value = serde_json::from_slice(&body).ok()?;
     (status.get("slot")?.as_str()? == config.postgres.slot).then_some(status)
 }
 
 /// What Postgres and NATS know of it; the live fields stay null.
 async fn read(config: &Config) -> Result<Status, Failure> {
-    let mut status = Status {
-        slot: config.postgres.slot.clone(),
-        stream: config.nats.stream.clone(),
-        hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
-        ..Status::default()
-    };
+    let mut status = Status::of(config);
     let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
-    let slot = preflight::slot(&sql, &config.postgres.slot).await?;
-    let row =
-        of_schema(checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await)?.flatten();
-    let open = dead_letter::open_count(&sql, &config.postgres.schema, &config.postgres.slot).await;
-    status.dead_letters = of_schema(open)?.unwrap_or(0);
-    let held = slot.as_ref().and_then(|slot| slot.active_pid);
-    status.reason = match (&slot, &row, held) {
+    let survey = survey::read(&sql, config).await?;
+    let held = survey.slot.as_ref().and_then(|slot| slot.active_pid);
+    status.reason = match (&survey.slot, &survey.row, held) {
         (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
         (_, None, _) => "there is no checkpoint row: postrider init".to_owned(),
         (_, _, Some(pid)) => {
             format!("a relay holds the slot (walsender {pid}), but none answers on http.listen")
         }
         (Some(slot), _, None) => {
-            let retained = bytesize::ByteSize(slot.retained().unwrap_or(0));
+            let retained = ByteSize(slot.retained().unwrap_or(0));
             format!(
                 "no relay runs, and the slot retains {retained} of WAL: start one, or end it by postrider remove"
             )
         }
     };
-    if let Some(slot) = slot {
-        status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());
-        status.retained_wal_bytes = slot.retained();
-        status.safe_wal_bytes = slot.safe_wal_size;
-        status.wal_status = slot.wal_status;
-        status.lag_bytes = row.as_ref().map(|row| slot.wal_end.bytes_since(row.settled_lsn));
-    }
-    if let Some(row) = row {
-        status.system_id = Some(row.system_id.to_string());
-        status.timeline = Some(row.timeline);
-        status.position = row.last.map(|last| last.position.to_string());
-        status.settled_lsn = Some(row.settled_lsn.to_string());
-    }
-    if let Err(failure) = look(config).await {
+    survey.show(&mut status);
+    if let Err(failure) = look_at_stream(config).await {
         status.last_error = Some(LastError::from(&failure));
     }
+    status.complete();
     Ok(status)
 }
 
-async fn look(config: &Config) -> Result<(), Failure> {
+async fn look_at_stream(config: &Config) -> Result<(), Failure> {
     let nats = connect::connect(&config.nats.access).await?;
     Stream::named(&nats, &config.nats.stream).await?.look().await?;
     Ok(())
 }
 
-fn to_json(status: &Status) -> Result<serde_json::Value, Failure> {
+fn to_json(status: &Status) -> Result<Value, Failure> {
     serde_json::to_value(status)
         .map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))
 }
 
-/// A line a field; what is not known is left out.
-fn human(status: &serde_json::Value) -> String {
+/// For a file or a pipe: a line a second.
+fn line(status: &Value) -> String {
+    let of = |name: &str| shown(name, &status[name]).unwrap_or_else(|| "-".to_owned());
+    format!(
+        "{} {} {}  published {}  {}/s  lag {}  in flight {}  retained {}  dead letters {}  {}\n",
+        crate::postgres::timestamp::Timestamp::now(),
+        of("role"),
+        of("state"),
+        of("published_total"),
+        of("published_per_second"),
+        of("lag_bytes"),
+        of("in_flight_messages"),
+        of("retained_wal_bytes"),
+        of("dead_letters"),
+        of("reason"),
+    )
+}
+
+/// What to do first; then a line a field. What is not known is left out.
+fn human(status: &Value) -> String {
     let mut text = String::new();
+    for advice in status["advice"].as_array().into_iter().flatten() {
+        let word = |name: &str| advice[name].as_str().unwrap_or_default();
+        let _ = writeln!(text, "{}: {}", word("level"), word("message"));
+        for remedy in word("remedy").lines() {
+            let _ = writeln!(text, "  what to do: {remedy}");
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
     for (name, value) in status.as_object().into_iter().flatten() {
-        let shown = match value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::String(text) if text.is_empty() => continue,
-            serde_json::Value::String(text) => text.clone(),
-            serde_json::Value::Object(parts) => {
-                let parts: Vec<_> = parts
-                    .iter()
-                    .filter(|(_, part)| !part.is_null())
-                    .map(|(part, value)| {
-                        format!("{part} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-                    })
-                    .collect();
-                if parts.is_empty() {
-                    continue;
-                }
-                parts.join("  ")
-            }
-            other => other.to_string(),
-        };
-        let _ = writeln!(text, "{name:<20} {shown}");
+        // Told above, and too long for a line.
+        if let Some(value) =
+            shown(name, value).filter(|_| !["advice", "recent_changes"].contains(&name.as_str()))
+        {
+            let _ = writeln!(text, "{name:<30} {value}");
+        }
+    }
+    let changes = status["recent_changes"].as_array().filter(|changes| !changes.is_empty());
+    for (place, change) in changes.into_iter().flatten().rev().take(5).enumerate() {
+        let word = |name: &str| change[name].as_str().unwrap_or_default();
+        let title = if place == 0 { "recent changes" } else { "" };
+        let times = change["times"].as_u64().filter(|times| *times > 1);
+        let times = times.map_or_else(String::new, |times| format!(", {times} times"));
+        let _ = writeln!(
+            text,
+            "{title:<30} {} {} {}: {}{times}",
+            word("last_at"),
+            word("role"),
+            word("state"),
+            word("reason")
+        );
     }
     text
+}
+
+/// A value as a person reads it; none when there is nothing to read.
+fn shown(name: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => (!text.is_empty()).then(|| text.clone()),
+        Value::Number(number) if name.ends_with("_bytes") => match number.as_u64() {
+            Some(bytes) if bytes >= 1024 => Some(format!("{number} ({})", ByteSize(bytes))),
+            _ => Some(number.to_string()),
+        },
+        Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+            Some(number) => Some(format!("{}", (number * 1e4).round() / 1e4)),
+            None => Some(number.to_string()),
+        },
+        Value::Object(parts) => {
+            let parts: Vec<_> = parts
+                .iter()
+                .filter_map(|(part, value)| Some(format!("{part} {}", shown(part, value)?)))
+                .collect();
+            (!parts.is_empty()).then(|| parts.join("  "))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_to_do_stands_first_and_what_is_not_known_is_left_out() {
+        let status = json!({
+            "role": "waiting", "reason": "NATS is away", "retained_wal_bytes": 2048, "lag_seconds": null,
+            "latency_seconds": {"p50": 0.00123456, "p99": null}, "version": "",
+            "advice": [{"level": "error", "message": "nothing is being published", "remedy": "start nats-server"}],
+            "recent_changes": [{"last_at": "T1", "role": "leader", "state": "stream", "reason": "streaming", "times": 1},
+                {"last_at": "T2", "role": "waiting", "state": "waiting", "reason": "NATS is away", "times": 7}],
+        });
+        let expected = "\
+error: nothing is being published
+  what to do: start nats-server
+
+latency_seconds                p50 0.0012
+reason                         NATS is away
+retained_wal_bytes             2048 (2.0 KiB)
+role                           waiting
+recent changes                 T2 waiting waiting: NATS is away, 7 times
+                               T1 leader stream: streaming
+";
+        assert_eq!(human(&status), expected);
+    }
+
+    #[test]
+    fn a_line_has_all_that_one_watches() {
+        let line =
+            line(&json!({"role": "leader", "state": "stream", "published_total": 7, "reason": "streaming",
+            "published_per_second": 1999.98765, "dead_letters": 0}));
+        assert!(line.contains(
+            "leader stream  published 7  1999.9877/s  lag -  in flight -  retained -  dead letters 0  streaming\n"
+        ), "{line}");
+    }
 }

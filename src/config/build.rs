@@ -310,6 +310,7 @@ fn http(read: &mut Reader<'_>) -> Option<Http> {
     let listen = read.required("http.listen", value::listen);
     let token = read.optional("http.token", value::token);
     let allow_anonymous = read.required("http.allow_anonymous", value::boolean);
+    let standby_ready = read.required("http.standby_ready", value::boolean);
     if let (Some(Some(address)), Some(None), Some(false)) = (listen, &token, allow_anonymous)
         && !address.ip().to_canonical().is_loopback()
     {
@@ -319,7 +320,12 @@ fn http(read: &mut Reader<'_>) -> Option<Http> {
             "set http.token, or http.allow_anonymous = true, or listen on 127.0.0.1",
         ));
     }
-    Some(Http { listen: listen?, token: token?.map(Secret::new), allow_anonymous: allow_anonymous? })
+    Some(Http {
+        listen: listen?,
+        token: token?.map(Secret::new),
+        allow_anonymous: allow_anonymous?,
+        standby_ready: standby_ready?,
+    })
 }
 
 fn log(read: &mut Reader<'_>) -> Option<Log> {

@@ -249,10 +249,16 @@ pub const KEYS: &[Key] = &[
         "http.listen",
         Kind::Text("ADDRESS"),
         "127.0.0.1:9464",
-        "Where /healthz, /readyz and /status are served; port 0 picks a free one, off serves nothing",
+        "Where the page, /status, /metrics, /healthz and /readyz are served; port 0 picks a free one, off serves nothing",
     ),
-    secret("http.token", Kind::Text("TOKEN"), None, "Bearer token that /status then demands"),
+    secret("http.token", Kind::Text("TOKEN"), None, "Bearer token that all but /healthz then demand"),
     key("http.allow_anonymous", Kind::Boolean, "false", "Allow http.listen beyond loopback without a token"),
+    key(
+        "http.standby_ready",
+        Kind::Boolean,
+        "true",
+        "Whether /readyz answers 200 while another relay holds the slot; false: only the one that streams is ready",
+    ),
     key(
         "start_timeout",
         Kind::Duration,

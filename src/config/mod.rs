@@ -218,6 +218,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// Whether others than this machine may ask without a token.
     pub allow_anonymous: bool,
+    /// Whether `/readyz` calls a standby ready.
+    pub standby_ready: bool,
 }
 
 /// Logging.

@@ -59,7 +59,7 @@ fn two_variables_suffice_and_the_rest_are_the_contract_s_defaults() {
         (HoldBack::Auto, OnPoison::DeadLetter)
     );
     assert_eq!(config.http.listen, Some("127.0.0.1:9464".parse().unwrap()));
-    assert!(config.http.token.is_none() && !config.http.allow_anonymous);
+    assert!(config.http.token.is_none() && !config.http.allow_anonymous && config.http.standby_ready);
     assert_eq!(config.start_timeout, None);
     assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Auto });
 }
@@ -192,6 +192,7 @@ fn the_file_sets_every_kind_of_key() {
         hold_back = "0s"
         [http]
         listen = "off"
+        standby_ready = false
         "#,
     )
     .unwrap();
@@ -204,7 +205,7 @@ fn the_file_sets_every_kind_of_key() {
     assert_eq!((config.nats.msg_id, config.nats.replicas), (true, 3));
     assert_eq!(config.delivery.window_bytes, 65536);
     assert_eq!(config.delivery.hold_back, HoldBack::Fixed(Duration::ZERO));
-    assert_eq!(config.http.listen, None);
+    assert_eq!((config.http.listen, config.http.standby_ready), (None, false));
 }
 
 #[test]

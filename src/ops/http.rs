@@ -1,11 +1,14 @@
-//! `/status`, `/healthz` and `/readyz`, on a thread of their own: nothing here can slow the pump.
+//! The page, `/status`, `/metrics`, `/healthz` and `/readyz`, on a thread of their own: nothing here can
+//! slow the pump.
 
+use super::metrics::{self, Format};
+use super::page;
 use super::status::Board;
 use crate::config::Http;
 use crate::postgres::target::Secret;
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -48,13 +51,14 @@ struct Shared {
     board: Board,
     pulse: Pulse,
     token: Option<Secret>,
+    standby_ready: bool,
 }
 
 /// Serves on `http.listen` until the process ends. A port that is taken is a warning: the relay's
 /// work does not depend on it.
 pub fn serve(http: &Http, board: Board, pulse: Pulse) {
     let Some(address) = http.listen else { return };
-    let shared = Shared { board, pulse, token: http.token.clone() };
+    let shared = Shared { board, pulse, token: http.token.clone(), standby_ready: http.standby_ready };
     let spawned = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
@@ -84,13 +88,16 @@ pub fn serve(http: &Http, board: Board, pulse: Pulse) {
 fn router(shared: Shared) -> Router {
     Router::new()
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/readyz", get(readyz))
         .route_layer(middleware::from_fn_with_state(shared.clone(), authorized))
         .route("/healthz", get(healthz))
+        .route("/", get(page))
         .with_state(shared)
 }
 
-/// `/healthz` stays open: a supervisor has no token, and it tells nothing.
+/// `/healthz` stays open: a supervisor has no token, and it tells nothing. So does the page, which is
+/// empty until it has asked its reader for the token.
 async fn authorized(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let fits = shared.token.as_ref().is_none_or(|token| {
@@ -108,14 +115,28 @@ async fn authorized(State(shared): State<Shared>, request: Request, next: Next) 
 
 async fn status(State(shared): State<Shared>) -> Response {
     match serde_json::to_vec(&shared.board.read()) {
-        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Ok(json) => {
+            let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+            (headers, json).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
+async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let format = Format::accepted(headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()));
+    let text = metrics::text(format, &shared.board.read(), &shared.board.counters());
+    ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
+}
+
+async fn page(State(shared): State<Shared>) -> Response {
+    (page::headers(), page::html(shared.token.is_some())).into_response()
+}
+
 async fn readyz(State(shared): State<Shared>) -> Response {
     let status = shared.board.read();
-    let code = if status.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code =
+        if status.is_ready(shared.standby_ready) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, format!("{}\n", status.reason)).into_response()
 }
 

@@ -1,4 +1,11 @@
-//! What an operator sees: the status, and HTTP.
+//! What an operator sees: the status, metrics, and HTTP.
+//!
+//! The loop leaves copies on the [`Board`](status::Board); everything here reads them, beside the loop.
 
+pub mod advice;
+pub mod changes;
+pub mod counters;
 pub mod http;
+pub mod metrics;
+mod page;
 pub mod status;

@@ -1,6 +1,11 @@
 //! The relay's state as `/status` and `postrider status` show it. Its field names are a contract.
 
+use super::advice::{self, Advice};
+use super::changes::Changes;
+use super::counters::Counters;
+use crate::config::Config;
 use crate::error::Failure;
+use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -18,6 +23,22 @@ pub enum Role {
     Waiting,
     /// It has ended for good.
     Halted,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Role; 4] = [Role::Leader, Role::Standby, Role::Waiting, Role::Halted];
+
+    /// As JSON and the metrics spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Leader => "leader",
+            Role::Standby => "standby",
+            Role::Waiting => "waiting",
+            Role::Halted => "halted",
+        }
+    }
 }
 
 /// Where the delivery protocol is.
@@ -41,6 +62,35 @@ pub enum State {
     /// Between two sessions.
     #[default]
     Waiting,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 8] = [
+        State::Discover,
+        State::Sync,
+        State::Probe,
+        State::Stream,
+        State::Drain,
+        State::Rewind,
+        State::Halt,
+        State::Waiting,
+    ];
+
+    /// As JSON and the metrics spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            State::Discover => "discover",
+            State::Sync => "sync",
+            State::Probe => "probe",
+            State::Stream => "stream",
+            State::Drain => "drain",
+            State::Rewind => "rewind",
+            State::Halt => "halt",
+            State::Waiting => "waiting",
+        }
+    }
 }
 
 /// The last error, kept after it passed.
@@ -76,7 +126,7 @@ pub struct Latency {
     pub p99: Option<f64>,
 }
 
-/// The contract's fields. Null: not known, or not live.
+/// The contract's fields, then more. Null: not known, or not live.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Status {
     /// See [`Role`].
@@ -125,39 +175,154 @@ pub struct Status {
     pub dead_letters: u64,
     /// See [`LastError`].
     pub last_error: Option<LastError>,
+    /// Events published in the last second.
+    pub published_per_second: Option<f64>,
+    /// WAL that is settled and not confirmed.
+    pub held_back_bytes: Option<u64>,
+    /// Age of the oldest committed event that may not be stored.
+    pub oldest_unpublished_age_seconds: Option<f64>,
+    /// Size of the outbox, with all that belongs to it.
+    pub outbox_table_bytes: Option<u64>,
+    /// Its dead rows, as Postgres estimates them.
+    pub outbox_dead_tuples: Option<u64>,
+    /// What to do, the most urgent first.
+    pub advice: Vec<Advice>,
+    /// The last changes of role, state and reason, oldest first.
+    pub recent_changes: Changes,
+    /// The machine.
+    pub host: Option<String>,
+    /// Since when the process runs.
+    pub started_at: Option<String>,
+    /// Of this program.
+    pub version: &'static str,
+    /// Since when something committed may not be stored. None: everything is.
+    #[serde(skip)]
+    pub unpublished_since: Option<Timestamp>,
 }
 
 impl Status {
-    /// Whether `/readyz` answers 200.
+    /// Of a relay that has nothing to show yet, but what it works on.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub fn of(config: &Config) -> Status {
+        Status {
+            slot: config.postgres.slot.clone(),
+            stream: config.nats.stream.clone(),
+            hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
+            version: env!("CARGO_PKG_VERSION"),
+            ..Status::default()
+        }
+    }
+
+    /// Whether `/readyz` answers 200; a standby by setting.
+    #[must_use]
+    pub fn is_ready(&self, standby_ready: bool) -> bool {
         match self.role {
             Role::Leader => self.state == State::Stream,
-            Role::Standby => true,
+            Role::Standby => standby_ready,
             Role::Waiting | Role::Halted => false,
         }
     }
+
+    /// Fills in what follows from the rest.
+    pub fn complete(&mut self) {
+        let lsn = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<Lsn>().ok());
+        let ends = lsn(&self.settled_lsn).zip(lsn(&self.confirmed_lsn));
+        self.held_back_bytes = ends.map(|(settled, confirmed)| settled.bytes_since(confirmed));
+        self.advice = advice::of(self);
+    }
 }
 
-/// Where the pump puts its status, and HTTP takes it from. The pump never waits for a reader.
+/// Where the pump puts its status and its counters, and HTTP takes them from. The pump never waits for a
+/// reader.
 #[derive(Debug, Clone)]
-pub struct Board(watch::Sender<Status>);
+pub struct Board {
+    status: watch::Sender<Status>,
+    counters: watch::Sender<Counters>,
+}
 
 impl Board {
     /// A board that shows `first`.
     #[must_use]
     pub fn new(first: Status) -> Board {
-        Board(watch::Sender::new(first))
+        Board { status: watch::Sender::new(first), counters: watch::Sender::default() }
     }
 
     /// Changes what is shown.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        self.0.send_modify(change);
+        self.status.send_modify(|status| {
+            change(status);
+            status.recent_changes.note(status.role, status.state, &status.reason);
+        });
+    }
+
+    /// Shows these.
+    pub fn count(&self, counters: &Counters) {
+        self.counters.send_replace(*counters);
     }
 
     /// What is shown now.
     #[must_use]
     pub fn read(&self) -> Status {
-        self.0.borrow().clone()
+        let mut status = self.status.borrow().clone();
+        // Grows also while the loop hangs. A standby does not know.
+        status.oldest_unpublished_age_seconds = match status.role {
+            Role::Standby => None,
+            _ => Some(status.unpublished_since.map_or(0.0, Timestamp::age)),
+        };
+        status.complete();
+        status
+    }
+
+    /// What was counted up to now.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        *self.counters.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_same_in_json_and_in_the_metrics() {
+        for role in Role::ALL {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
+        }
+        for state in State::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
+
+    #[test]
+    fn a_standby_is_ready_by_setting() {
+        let status = Status { role: Role::Standby, ..Status::default() };
+        assert!(status.is_ready(true) && !status.is_ready(false));
+        let leader = Status { role: Role::Leader, state: State::Stream, ..Status::default() };
+        assert!(leader.is_ready(false));
+        let draining = Status { state: State::Drain, ..leader };
+        assert!(!draining.is_ready(true));
+    }
+
+    #[test]
+    fn the_age_of_what_is_unpublished_grows_though_nobody_updates_the_board() {
+        let board = Board::new(Status { role: Role::Leader, ..Status::default() });
+        assert_eq!(board.read().oldest_unpublished_age_seconds, Some(0.0));
+        let hour_ago = Timestamp(Timestamp::now().0 - 3_600_000_000);
+        board.update(|status| status.unpublished_since = Some(hour_ago));
+        assert!(board.read().oldest_unpublished_age_seconds.is_some_and(|age| age >= 3_600.0));
+        board.update(|status| status.role = Role::Standby);
+        assert_eq!(board.read().oldest_unpublished_age_seconds, None);
+    }
+
+    #[test]
+    fn what_is_held_back_lies_between_settled_and_confirmed() {
+        let mut status = Status {
+            settled_lsn: Some("0/200".to_owned()),
+            confirmed_lsn: Some("0/100".to_owned()),
+            ..Status::default()
+        };
+        status.complete();
+        assert_eq!(status.held_back_bytes, Some(256));
     }
 }

@@ -7,6 +7,7 @@ use super::error::Error;
 use super::lsn::Lsn;
 use super::snapshot::Snapshot;
 use super::timestamp::Timestamp;
+use tokio_postgres::types::ToSql;
 
 /// The server.
 #[derive(Debug, Clone)]
@@ -361,6 +362,42 @@ pub async fn walsender_waits_for(sql: &Sql, slot: &str) -> Result<Option<String>
         )
         .await?;
     Ok(row.and_then(|row| row.get(0)))
+}
+
+/// How much room a table takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableSize {
+    /// With indexes, TOAST and partitions. None: it does not exist, or someone has locked it.
+    pub bytes: Option<u64>,
+    /// Rows that vacuum has not removed yet, as the statistics have it.
+    pub dead_tuples: Option<u64>,
+}
+
+/// Measures a table. Behind a lock that keeps all others out (`VACUUM FULL`) it waits for a moment only.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn table_size(sql: &Sql, schema: &str, name: &str) -> Result<TableSize, Error> {
+    // The CTEs in their order: lock_timeout holds for this statement alone, and the partitions are found
+    // without a lock.
+    let parameters: [&(dyn ToSql + Sync); 2] = [&schema, &name];
+    let asking = sql.client.query_one(
+        "WITH RECURSIVE patience AS MATERIALIZED (SELECT set_config('lock_timeout', '200ms', true) AS is_set), \
+         tree (oid) AS (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1 AND c.relname = $2 \
+           UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
+         SELECT sum(pg_total_relation_size(CASE WHEN patience.is_set IS NOT NULL THEN tree.oid END))::bigint, \
+         sum(pg_stat_get_dead_tuples(tree.oid))::bigint FROM patience, tree",
+        &parameters,
+    );
+    let row = match asking.await.map_err(Error::from) {
+        Ok(row) => row,
+        // lock_not_available
+        Err(Error::Server(said)) if said.code.code() == "55P03" => return Ok(TableSize::default()),
+        Err(error) => return Err(error),
+    };
+    let column = |place: usize| row.get::<_, Option<i64>>(place).and_then(|value| u64::try_from(value).ok());
+    Ok(TableSize { bytes: column(0), dead_tuples: column(1) })
 }
 
 /// The end of the WAL that is being written.

@@ -27,6 +27,13 @@ impl Timestamp {
         Timestamp::from_system_time(SystemTime::now())
     }
 
+    /// Seconds from then to now, by the system's clock; 0 when it lies ahead.
+    #[must_use]
+    pub fn age(self) -> f64 {
+        let micros = Timestamp::now().0.saturating_sub(self.0).max(0);
+        Duration::from_micros(micros.unsigned_abs()).as_secs_f64()
+    }
+
     /// A moment of the system's clock, to the microsecond.
     #[must_use]
     pub fn from_system_time(time: SystemTime) -> Timestamp {

@@ -1,6 +1,5 @@
-//! Commit to PubAck of about the last minute.
+//! Commit to PubAck of about the last minute, and events by second.
 
-use crate::postgres::timestamp::Timestamp;
 use hdrhistogram::Histogram;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -20,10 +19,8 @@ impl Recent {
         Recent { now: empty(), before: empty(), turned: Instant::now() }
     }
 
-    /// An event committed at `commit` is stored at `stored`; both clocks are of one machine, or the
-    /// difference is theirs too.
-    pub(super) fn record(&mut self, commit: Timestamp, stored: Timestamp) {
-        let micros = stored.0.saturating_sub(commit.0).max(0).unsigned_abs();
+    /// An event took so long.
+    pub(super) fn record(&mut self, micros: u64) {
         if let Some(now) = &mut self.now {
             now.saturating_record(micros);
         }
@@ -48,6 +45,29 @@ impl Recent {
         }
         let seconds = |quantile| Duration::from_micros(both.value_at_quantile(quantile)).as_secs_f64();
         (Some(seconds(0.5)), Some(seconds(0.99)))
+    }
+}
+
+/// How many events a second, measured over a second at least.
+pub(super) struct Rate {
+    since: Instant,
+    counted: u64,
+    per_second: f64,
+}
+
+impl Rate {
+    pub(super) fn new() -> Rate {
+        Rate { since: Instant::now(), counted: 0, per_second: 0.0 }
+    }
+
+    /// `count` events up to now: those of the last second.
+    pub(super) fn at(&mut self, count: u64) -> f64 {
+        let elapsed = self.since.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            self.per_second = count.saturating_sub(self.counted) as f64 / elapsed.as_secs_f64();
+            (self.since, self.counted) = (Instant::now(), count);
+        }
+        self.per_second
     }
 }
 

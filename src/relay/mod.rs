@@ -9,6 +9,7 @@
 //! | `intake` | the slot's messages → events with a place |
 //! | `taken` | one of them: what is published for it, or lettered |
 //! | [`Pace`] | lets frames and answers gather under load |
+//! | `faults` | a fault that repeats is one line a minute in the log |
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
 //! | [`shadow`] | beside a poller: what would be published, and is not |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
@@ -16,6 +17,7 @@
 //! An error ends the session; [`Code::disposition`] says what
 //! comes next: another session after a back-off, or the end of the process.
 
+mod faults;
 mod intake;
 mod latency;
 mod pace;
@@ -33,18 +35,22 @@ mod upkeep;
 
 use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
+use crate::ops::counters::{Counters, Retry};
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::state::survey::Survey;
+use faults::FaultLog;
 pub use pace::Pace;
-use pump::{End, LetterLog, Lettered, Process};
+use pump::{End, LetterLog, Process, Summary};
 use servers::Servers;
 use sides::Sides;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
@@ -58,6 +64,9 @@ const PROBE_APART: Duration = Duration::from_secs(10);
 /// session that made no progress: it may be decoding a giant transaction.
 const PATIENCE_MIN: Duration = Duration::from_secs(60);
 const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// Where no session looks at the slot and the outbox, they are looked at so often.
+const SURVEY_APART: Duration = Duration::from_secs(10);
 
 /// Runs until asked to stop, or until going on could lose or double events.
 ///
@@ -94,24 +103,29 @@ async fn run_between(
         key,
         streamed: false,
         first_host: 0,
-        published: 0,
-        lettered: Lettered::default(),
+        counters: Counters::default(),
         letter_log: LetterLog::new(),
+        fault_log: FaultLog::new(),
         latency: latency::Recent::new(),
+        rate: latency::Rate::new(),
+        summary: Summary::new(),
     };
+    // What was committed before may wait since long ago: that much is not known yet.
+    board.update(|status| status.unpublished_since = Some(Timestamp::now()));
     let began = Instant::now();
     let mut resolved = None;
     let mut pause = PAUSE_MIN;
     let mut patience = PATIENCE_MIN;
+    let mut surveyed: Option<Instant> = None;
     loop {
-        let progress = process.published + process.lettered.total();
+        let progress = process.progress();
         let ended =
             session::run(sides, config, &mut process, &mapping, &mut resolved, patience, &mut stop).await;
         let failure = match ended {
             End::Stopped => return Ok(()),
             End::Failed(failure) => failure,
         };
-        if process.published + process.lettered.total() > progress {
+        if process.progress() > progress {
             (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
         }
         if failure.code == Code::StalePrimary {
@@ -132,7 +146,9 @@ async fn run_between(
                 pause.mul_f64(0.5 + fastrand::f64() / 2.0)
             }
         };
-        warn!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), retry_in = ?wait, "the session ended");
+        process.fault_log.warn(&failure, wait, "the session ended");
+        process.counters.retry(Retry::of_session(failure.code));
+        board.count(&process.counters);
         board.update(|status| {
             (status.role, status.state, status.reason) =
                 (Role::Waiting, State::Waiting, failure.message.clone());
@@ -140,10 +156,23 @@ async fn run_between(
             // Live no more.
             (status.in_flight_messages, status.in_flight_bytes) = (None, None);
             (status.lag_bytes, status.lag_seconds) = (None, None);
+            status.published_per_second = None;
+            status.unpublished_since.get_or_insert_with(Timestamp::now);
         });
         pause = (pause * 2).min(PAUSE_MAX);
-        if wait_or_stop(wait, pulse, &mut stop).await {
-            return Ok(());
+        let due = surveyed.is_none_or(|at| at.elapsed() >= SURVEY_APART);
+        let survey = async {
+            if due {
+                show_survey(board, sides.survey(process.first_host).await);
+                surveyed = Some(Instant::now());
+            }
+            std::future::pending().await
+        };
+        // Cut short by the next session: a server that is slow to answer delays nothing.
+        tokio::select! {
+            biased;
+            stopped = wait_or_stop(wait, pulse, &mut stop) => if stopped { return Ok(()) },
+            () = survey => {}
         }
     }
 }
@@ -165,6 +194,18 @@ fn stream_failure(error: Error) -> Failure {
         ),
         _ => error.into(),
     }
+}
+
+/// What it tells, or that nothing is known any more: numbers of an hour ago would calm without reason.
+fn show_survey(board: &Board, survey: Result<Survey, Failure>) {
+    board.update(|status| match survey {
+        Ok(survey) => survey.show(status),
+        Err(failure) => {
+            debug!(code = %failure.code, error = failure.message, "Postgres is not looked at");
+            (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
+            (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
+        }
+    });
 }
 
 fn unanswered() -> Failure {

@@ -16,11 +16,12 @@ use crate::outbox::Event;
 use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::{self as facts, Slot, Table};
+use crate::postgres::preflight::{self as facts, Slot, Table, TableSize};
 use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::{self, Letter, Owner};
+use crate::state::survey::{self, Survey};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -55,6 +56,10 @@ impl Sides for Servers {
     async fn postgres(&self, first: usize) -> Result<Postgres, Failure> {
         let sql = Sql::connect_from(&self.config.postgres.database.resolve_again()?, first).await?;
         Ok(Postgres { sql: Arc::new(sql), config: Arc::clone(&self.config) })
+    }
+
+    async fn survey(&self, first: usize) -> Result<Survey, Failure> {
+        self.postgres(first).await?.survey().await
     }
 }
 
@@ -160,6 +165,15 @@ impl Base for Postgres {
 
     async fn void_letters(&self, owner: &Owner, places: &[Place]) -> Result<(), Failure> {
         in_time(dead_letter::void(&self.sql, self.schema(), owner, places)).await
+    }
+
+    async fn outbox_size(&self) -> Result<TableSize, Failure> {
+        let table = &self.config.outbox.table;
+        in_time(facts::table_size(&self.sql, &table.schema, &table.name)).await
+    }
+
+    async fn survey(&self) -> Result<Survey, Failure> {
+        in_time(survey::read(&self.sql, &self.config)).await
     }
 
     async fn tend_letters(&self, owner: &Owner, id_column: &str) -> Result<u64, Failure> {

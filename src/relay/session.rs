@@ -9,6 +9,7 @@ use super::intake::Intake;
 use super::preflight;
 use super::pump::{End, Opened, Process, Pump};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
+use super::{SURVEY_APART, show_survey};
 use crate::config::{Config, Oversize};
 use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::confirm::Ledger;
@@ -18,6 +19,7 @@ use crate::delivery::rewind;
 use crate::error::{Code, Failure};
 use crate::nats::object_store::bucket;
 use crate::nats::stream::Look;
+use crate::ops::counters::Peer;
 use crate::ops::status::{Role, State};
 use crate::outbox::{Mapping, Resolved};
 use crate::postgres::lsn::Lsn;
@@ -85,10 +87,13 @@ async fn open<S: Sides>(
 ) -> Result<Opened<S>, Failure> {
     note(process, Role::Waiting, State::Discover, "looking at the stream");
     let mut broker = sides.nats().await?;
+    process.counters.connected(Peer::Nats);
     let before = broker.stream.look().await?;
 
     note(process, Role::Waiting, State::Discover, "connecting to Postgres");
     let base = sides.postgres(process.first_host).await?;
+    process.counters.connected(Peer::Postgres);
+    process.board.count(&process.counters);
     let table = base.table().await?;
     let resolved = match resolved {
         Some(resolved) => resolved,
@@ -232,6 +237,7 @@ async fn take_slot(
 ) -> Result<(ReplicationStream, History, Lsn), Failure> {
     let slot = &config.postgres.slot;
     let mut told = false;
+    let mut survey_due = Instant::now();
     loop {
         while base.slot_is_active().await? {
             if !told {
@@ -243,6 +249,10 @@ async fn take_slot(
                     format!("another relay holds slot `{slot}`: standing by"),
                 );
                 told = true;
+            }
+            if Instant::now() >= survey_due {
+                survey_due = Instant::now() + SURVEY_APART;
+                show_survey(&process.board, Ok(base.survey().await?));
             }
             let next_look = Instant::now() + STANDBY_LOOK;
             // Nothing is due: pings are answered, a lost connection is made anew.

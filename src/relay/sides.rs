@@ -14,10 +14,11 @@ use crate::nats::stream::Look;
 use crate::outbox::Event;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::{Slot, Table};
+use crate::postgres::preflight::{Slot, Table, TableSize};
 use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
+use crate::state::survey::Survey;
 use tokio::sync::watch;
 
 /// Where connections come from; each session makes its own.
@@ -31,6 +32,10 @@ pub(super) trait Sides {
 
     /// Connects to Postgres by SQL: to the first writable host, beginning with the one of this number.
     async fn postgres(&self, first: usize) -> Result<Self::Base, Failure>;
+
+    /// What Postgres has of the pipeline while no session looks: over a connection of its own, which is
+    /// closed again.
+    async fn survey(&self, first: usize) -> Result<Survey, Failure>;
 }
 
 /// A connection to NATS.
@@ -96,6 +101,12 @@ pub(super) trait Base: Clone + 'static {
 
     /// The stream has these all the same.
     async fn void_letters(&self, owner: &Owner, places: &[Place]) -> Result<(), Failure>;
+
+    /// How much room the outbox takes.
+    async fn outbox_size(&self) -> Result<TableSize, Failure>;
+
+    /// What Postgres has of the pipeline, fit or not.
+    async fn survey(&self) -> Result<Survey, Failure>;
 
     /// How many letters are open; removes those whose time has passed.
     async fn tend_letters(&self, owner: &Owner, id_column: &str) -> Result<u64, Failure>;

@@ -8,7 +8,7 @@ use crate::delivery::opening::StreamEnd;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::Slot;
+use crate::postgres::preflight::{Slot, TableSize};
 use crate::state::dead_letter::Owner;
 
 /// What to do this time.
@@ -53,6 +53,7 @@ pub(super) struct Checked {
     /// The slot after.
     pub(super) slot: Slot,
     pub(super) open_letters: u64,
+    pub(super) outbox: TableSize,
 }
 
 /// Does what `plan` says. The row is not written when the stream could not be looked at or ends
@@ -71,7 +72,8 @@ pub(super) async fn keep(
         let (lsn, slot) = base.check(objects).await?;
         base.void_letters(&owner, &void).await?;
         let open_letters = base.tend_letters(&owner, &id_column).await?;
-        done.checked = Some(Checked { lsn, slot, open_letters });
+        let outbox = base.outbox_size().await?;
+        done.checked = Some(Checked { lsn, slot, open_letters, outbox });
     }
     if plan.look {
         match stream.look().await {

@@ -3,3 +3,4 @@
 pub mod checkpoint;
 pub mod dead_letter;
 pub mod replay;
+pub mod survey;

@@ -122,7 +122,7 @@ impl<S: Sides> Pump<'_, S> {
                 self.back_off = BACK_OFF_MIN;
                 self.letters_in_a_row += 1;
                 self.open_letters = self.open_letters.map(|open| open + 1);
-                self.process.lettered.count(reason);
+                self.process.counters.dead_letter(reason);
                 Ok(())
             }
             Ok(Aside::Fenced) => Err(upkeep::taken()),
@@ -134,7 +134,7 @@ impl<S: Sides> Pump<'_, S> {
             }
             // The store is on the NATS side: the window keeps the event.
             Err(failure) if failure.code == Code::NatsSession => {
-                self.drain(&failure.message);
+                self.drain(Retry::NatsSilent, &failure.message);
                 Ok(())
             }
             Err(failure) => Err(failure),

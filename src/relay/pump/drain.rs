@@ -5,8 +5,9 @@ use super::*;
 
 impl<S: Sides> Pump<'_, S> {
     /// Something went wrong on the way into the stream.
-    pub(super) fn drain(&mut self, why: &str) {
+    pub(super) fn drain(&mut self, reason: Retry, why: &str) {
         if matches!(self.phase, Phase::Probe | Phase::Stream) {
+            self.process.counters.retry(reason);
             info!(why, in_flight = self.window.in_flight(), "draining");
             if self.session.broker.publisher.awaited() == 0 {
                 // Nothing was due: silence is counted from here.
@@ -48,7 +49,7 @@ impl<S: Sides> Pump<'_, S> {
             Disposition::Operator | Disposition::Halt => return Err(failure),
         }
         self.cause = Some(failure.clone());
-        warn!(code = %failure.code, error = failure.message, retry_in = ?self.back_off, "publishing pauses");
+        self.process.fault_log.warn(&failure, self.back_off, "publishing pauses");
         self.process.board.update(|status| {
             status.reason = failure.message.clone();
             status.last_error = Some((&failure).into());

@@ -99,6 +99,7 @@ impl<S: Sides> Pump<'_, S> {
                 "the stream holds later events, but neither it nor a dead letter has this one",
             ));
         }
+        let mut now = None;
         loop {
             if self.config.delivery.wait_visible && !self.is_visible() {
                 return Ok(());
@@ -124,6 +125,9 @@ impl<S: Sides> Pump<'_, S> {
             }
             publisher.send(self.window.next_seq(), &event, item.taken.stamp());
             self.sent_up_to = self.sent_up_to.max(Some(item.taken.place));
+            if let Some(item) = self.window.waiting_mut() {
+                item.sent = *now.get_or_insert_with(Instant::now);
+            }
             self.window.send();
         }
     }
@@ -153,7 +157,7 @@ impl<S: Sides> Pump<'_, S> {
                 other => {
                     debug!(seq, answer = ?other, "an answer other than expected");
                     self.refused.insert(seq, other);
-                    self.drain("a publish was not stored where it must be");
+                    self.drain(Retry::PublishRefused, "a publish was not stored where it must be");
                 }
             }
             next = self.session.broker.publisher.answered();
@@ -167,6 +171,7 @@ impl<S: Sides> Pump<'_, S> {
         if !self.process.streamed {
             self.process.streamed = true;
         }
+        self.process.fault_log.passed();
         debug!("streaming");
     }
 
@@ -176,11 +181,14 @@ impl<S: Sides> Pump<'_, S> {
         while let Some(settled) = self.window.settle() {
             match settled {
                 Settled::Event(seq, item) => {
-                    let wall = *now.get_or_insert_with(Timestamp::now);
-                    self.process.published += 1;
+                    let (wall, now) = *now.get_or_insert_with(|| (Timestamp::now(), Instant::now()));
                     self.letters_in_a_row = 0;
                     let taken = item.taken;
-                    self.process.latency.record(taken.commit_time, wall);
+                    // Both clocks are of one machine, or the difference is theirs too.
+                    let since_commit = wall.0.saturating_sub(taken.commit_time.0).max(0).unsigned_abs();
+                    self.process.latency.record(since_commit);
+                    let since_sent = micros(now.saturating_duration_since(item.sent));
+                    self.process.counters.stored(since_commit, since_sent);
                     let id = taken.id.unwrap_or_default();
                     self.session.ledger.event(seq, taken.timeline, taken.place, taken.commit_time, id);
                 }

@@ -5,17 +5,20 @@ use crate::delivery::resume::Seen;
 use crate::error::Failure;
 use crate::outbox::{Event, Poison};
 use crate::relay::taken::Taken;
+use tokio::time::Instant;
 
 /// An event between intake and settled.
 pub(super) struct Item {
     pub(super) taken: Taken,
+    /// When it was last sent.
+    pub(super) sent: Instant,
     /// Its payload is in the object store; this refers to it.
     pub(super) claim: Option<Event>,
 }
 
 impl Item {
     pub(super) fn new(taken: Taken) -> Item {
-        Item { taken, claim: None }
+        Item { taken, sent: Instant::now(), claim: None }
     }
 
     /// What is to be published for it, the same each time: it is made when it is sent, and kept by

@@ -38,8 +38,10 @@ mod visibility;
 use aside::Aside;
 pub(super) use aside::LetterLog;
 use item::Item;
+pub(super) use show::Summary;
 use visibility::Visibility;
 
+use super::faults::FaultLog;
 use super::intake::{Intake, Step};
 use super::pace::{Load, Pace};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
@@ -56,12 +58,13 @@ use crate::error::{Code, Disposition, Failure};
 use crate::nats::answer::Answer;
 use crate::nats::limits::Limits;
 use crate::nats::stream::Look;
+use crate::ops::counters::{Counters, Peer, Retry, micros};
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::seal::Key;
 use crate::outbox::{Event, Poison, Reason, Template};
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::Slot;
+use crate::postgres::preflight::{Slot, TableSize};
 use crate::postgres::replication::{Received, ReplicationStream};
 use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
@@ -183,23 +186,18 @@ pub(super) struct Process {
     pub(super) streamed: bool,
     /// The host to begin with: another one after a former primary was met.
     pub(super) first_host: usize,
-    pub(super) published: u64,
-    pub(super) lettered: Lettered,
+    pub(super) counters: Counters,
     pub(super) letter_log: LetterLog,
+    pub(super) fault_log: FaultLog,
     pub(super) latency: super::latency::Recent,
+    pub(super) rate: super::latency::Rate,
+    pub(super) summary: Summary,
 }
 
-/// Dead letters of this process by reason.
-#[derive(Debug, Default)]
-pub(super) struct Lettered(BTreeMap<Reason, u64>);
-
-impl Lettered {
-    fn count(&mut self, reason: Reason) {
-        *self.0.entry(reason).or_default() += 1;
-    }
-
-    pub(super) fn total(&self) -> u64 {
-        self.0.values().sum()
+impl Process {
+    /// Events that are done with: stored, or dead letters.
+    pub(super) fn progress(&self) -> u64 {
+        self.counters.published + self.counters.dead_lettered_total()
     }
 }
 
@@ -247,10 +245,13 @@ pub(super) struct Pump<'a, S: Sides> {
     condemned: Option<(Place, Failure)>,
     /// The server's complaints up to the present epoch.
     complaint: u64,
+    /// Losses of the connection to NATS that were counted.
+    losses: u64,
     /// Frames are taken.
     filling: bool,
     load: Load,
     slot: Option<Slot>,
+    outbox: TableSize,
     /// What a silent walsender waits for.
     waits_for: Option<String>,
     patience: Duration,
@@ -302,9 +303,11 @@ impl<'a, S: Sides> Pump<'a, S> {
             cause: None,
             condemned: None,
             complaint,
+            losses: 0,
             filling: true,
             load,
             slot: None,
+            outbox: TableSize::default(),
             waits_for: None,
             patience,
         };
@@ -379,7 +382,7 @@ impl<'a, S: Sides> Pump<'a, S> {
                 answer = self.session.broker.publisher.answer() => self.answers(answer),
                 Ok(()) = link.changed() => {
                     if !link.borrow_and_update().up {
-                        self.drain("the connection to NATS is down");
+                        self.drain(Retry::NatsDown, "the connection to NATS is down");
                     }
                 }
                 Some(read) = syncing => self.synced(read)?,

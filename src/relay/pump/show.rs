@@ -1,6 +1,21 @@
-//! The pump's state on the board.
+//! The pump's state on the board, and once in a while in the log.
 
 use super::*;
+
+/// The log sums up so often what was done.
+const SUMMARY_APART: Duration = Duration::from_secs(60);
+
+/// What the log told last.
+pub(in crate::relay) struct Summary {
+    at: Instant,
+    told: Counters,
+}
+
+impl Summary {
+    pub(in crate::relay) fn new() -> Summary {
+        Summary { at: Instant::now(), told: Counters::default() }
+    }
+}
 
 impl<S: Sides> Pump<'_, S> {
     pub(super) fn show(&mut self) {
@@ -14,7 +29,7 @@ impl<S: Sides> Pump<'_, S> {
         if state == State::Stream {
             self.process.streamed = true;
         }
-        let oldest = self.window.oldest().map(|item| age(item.taken.commit_time));
+        let oldest = self.window.oldest().map(|item| item.taken.commit_time);
         let outstanding = self.session.resume.outstanding();
         let silent = self.heard.elapsed();
         let silence = (self.filling && silent >= SILENCE_NAMED).then(|| {
@@ -23,6 +38,9 @@ impl<S: Sides> Pump<'_, S> {
         });
         let server = &self.session.server;
         let slot = self.slot.as_ref();
+        let counters = &self.process.counters;
+        let rate = self.process.rate.at(counters.published);
+        self.process.board.count(counters);
         self.process.board.update(|status| {
             status.role = Role::Leader;
             status.state = state;
@@ -43,9 +61,15 @@ impl<S: Sides> Pump<'_, S> {
             status.settled_lsn = Some(ledger.settled_lsn().to_string());
             status.confirmed_lsn = Some(ledger.confirmed_lsn().to_string());
             status.lag_bytes = Some(self.wal_end.bytes_since(ledger.settled_lsn()));
-            status.lag_seconds = Some(oldest.unwrap_or(0.0));
-            status.published_total = Some(self.process.published);
-            status.dead_lettered_total = Some(self.process.lettered.total());
+            status.lag_seconds = Some(oldest.map_or(0.0, Timestamp::age));
+            status.unpublished_since = match (oldest, caught_up) {
+                (None, true) => None,
+                (None, false) => status.unpublished_since.or_else(|| Some(Timestamp::now())),
+                (oldest, _) => oldest,
+            };
+            status.published_total = Some(counters.published);
+            status.published_per_second = Some(rate);
+            status.dead_lettered_total = Some(counters.dead_lettered_total());
             status.dead_letters = self.open_letters.unwrap_or(status.dead_letters);
             status.in_flight_messages = Some(self.window.len() as u64);
             status.in_flight_bytes = Some(self.window.bytes() as u64);
@@ -55,12 +79,43 @@ impl<S: Sides> Pump<'_, S> {
                 status.retained_wal_bytes = slot.restart_lsn.map(|restart| self.wal_end.bytes_since(restart));
                 status.safe_wal_bytes = slot.safe_wal_size;
                 status.wal_status.clone_from(&slot.wal_status);
+                status.outbox_table_bytes = self.outbox.bytes;
+                status.outbox_dead_tuples = self.outbox.dead_tuples;
             }
         });
+        self.sum_up();
     }
-}
 
-fn age(commit_time: Timestamp) -> f64 {
-    let micros = Timestamp::now().0.saturating_sub(commit_time.0).max(0);
-    Duration::from_micros(micros.unsigned_abs()).as_secs_f64()
+    /// A line for what was done, where anything was.
+    fn sum_up(&mut self) {
+        let Summary { at, told } = &mut self.process.summary;
+        if at.elapsed() < SUMMARY_APART {
+            return;
+        }
+        let (counters, seconds) = (self.process.counters, at.elapsed().as_secs());
+        let done = counters != *told;
+        let published = counters.published - told.published;
+        let dead_lettered = counters.dead_lettered_total() - told.dead_lettered_total();
+        let retries = counters.retries_total() - told.retries_total();
+        (*at, *told) = (Instant::now(), counters);
+        if !done {
+            return;
+        }
+        let (p50, p99) = self.process.latency.quantiles();
+        let millis = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e5).round() / 1e2);
+        let ledger = &self.session.ledger;
+        info!(
+            published,
+            dead_lettered,
+            retries,
+            seconds,
+            p50_ms = millis(p50),
+            p99_ms = millis(p99),
+            in_flight = self.window.len(),
+            lag_bytes = self.wal_end.bytes_since(ledger.settled_lsn()),
+            settled_lsn = %ledger.settled_lsn(),
+            confirmed_lsn = %ledger.confirmed_lsn(),
+            "progress"
+        );
+    }
 }

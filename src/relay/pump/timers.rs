@@ -9,13 +9,14 @@ impl<S: Sides> Pump<'_, S> {
         self.process.pulse.beat();
         self.load.took(0, now);
         self.process.letter_log.sum_up();
+        self.count_reconnects();
         let awaited = self.session.broker.publisher.awaited();
         match self.phase {
             Phase::Drain { until } if now >= until || awaited == 0 => self.drained()?,
             // Over another connection than publishes go: it says nothing of that one.
             Phase::BackOff { until } if now >= until && self.session.broker.link.borrow().up => self.sync(),
             Phase::Probe | Phase::Stream if awaited > 0 && now >= self.alive + STALL => {
-                self.drain("JetStream does not answer");
+                self.drain(Retry::NatsSilent, "JetStream does not answer");
             }
             _ => {}
         }
@@ -32,6 +33,14 @@ impl<S: Sides> Pump<'_, S> {
         self.keep(now);
         self.show();
         Ok(())
+    }
+
+    fn count_reconnects(&mut self) {
+        let link = self.session.broker.link.borrow();
+        if link.up && link.losses > self.losses {
+            self.process.counters.reconnected(Peer::Nats, link.losses - self.losses);
+            self.losses = link.losses;
+        }
     }
 
     /// Something is to be done and nothing is under way: no wait that has a name, and an end, of its own.
@@ -154,6 +163,7 @@ impl<S: Sides> Pump<'_, S> {
             self.wal_end = self.wal_end.max(checked.lsn);
             self.slot = Some(checked.slot);
             self.open_letters = Some(checked.open_letters);
+            self.outbox = checked.outbox;
             self.check_due = now + CHECK_APART;
         }
         if let Some(write) = done.written {
@@ -163,7 +173,7 @@ impl<S: Sides> Pump<'_, S> {
             if failure.code.disposition() != Disposition::Retry && !self.process.streamed {
                 return Err(failure);
             }
-            self.drain(&failure.message);
+            self.drain(Retry::NatsSilent, &failure.message);
             return Ok(());
         }
         let Some(end) = done.looked else { return Ok(()) };
@@ -172,11 +182,11 @@ impl<S: Sides> Pump<'_, S> {
         self.look_due = now + LOOK_APART;
         let known = self.session.ledger.committed();
         if end.created != known.stream_created || end.last_seq > self.window.last_sent() {
-            self.drain("the stream is not as the relay left it");
+            self.drain(Retry::StreamChanged, "the stream is not as the relay left it");
             return Ok(());
         }
         if end.last_seq < settled_seq {
-            self.drain("the stream went back");
+            self.drain(Retry::StreamChanged, "the stream went back");
             return Ok(());
         }
         // Marks that came of age before the look, and are covered by the row.

@@ -19,10 +19,11 @@ mod real;
 mod scenario;
 mod wire;
 
-use super::sides::{Broker, Sides};
+use super::sides::{Base, Broker, Sides};
 use crate::error::Failure;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
+use crate::state::survey::Survey;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -138,5 +139,9 @@ impl Sides for Models {
 
     async fn postgres(&self, _: usize) -> Result<postgres::Sql, Failure> {
         postgres::connect(&self.0).await
+    }
+
+    async fn survey(&self, _: usize) -> Result<Survey, Failure> {
+        postgres::connect(&self.0).await?.survey().await
     }
 }

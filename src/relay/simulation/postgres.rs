@@ -15,11 +15,12 @@ use crate::error::{Code, Failure};
 use crate::outbox::Reason;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::{Slot, Table, TableColumn};
+use crate::postgres::preflight::{Slot, Table, TableColumn, TableSize};
 use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::sides;
 use crate::state::dead_letter::{Letter, Owner};
+use crate::state::survey::Survey;
 use bytes::{Buf, Bytes, BytesMut};
 use std::rc::Rc;
 use std::time::Duration;
@@ -418,6 +419,17 @@ impl sides::Base for Sql {
             }
         })
         .await
+    }
+
+    async fn outbox_size(&self) -> Result<TableSize, Failure> {
+        self.run(|_| TableSize::default()).await
+    }
+
+    async fn survey(&self) -> Result<Survey, Failure> {
+        let open = |server: &Server| server.letters.iter().filter(|letter| letter.resolved.is_none()).count();
+        let open = self.run(move |server| open(server) as u64).await?;
+        let row = sides::Base::row(self).await?;
+        Ok(Survey { slot: None, row, open_letters: Some(open), outbox: TableSize::default() })
     }
 
     async fn tend_letters(&self, _: &Owner, _: &str) -> Result<u64, Failure> {

@@ -1,0 +1,203 @@
+//! What a person should do, in words; the same on the page, in `/status` and in `postrider status`.
+
+use super::status::{Role, State, Status};
+use bytesize::ByteSize;
+use serde::Serialize;
+
+/// So little of what the slot may retain is left: it is time to act.
+const SAFE_SHARE_MIN: u64 = 10;
+
+/// How urgent it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing is published, or the slot is gone.
+    Error,
+    /// Something must be done soon.
+    Warning,
+    /// It is as it should be; this says why.
+    Note,
+}
+
+/// What is so, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Advice {
+    /// See [`Level`].
+    pub level: Level,
+    /// What is so.
+    pub message: String,
+    /// What to do; empty where nothing is.
+    pub remedy: String,
+}
+
+impl Advice {
+    fn new(level: Level, message: impl Into<String>, remedy: impl Into<String>) -> Advice {
+        Advice { level, message: message.into(), remedy: remedy.into() }
+    }
+}
+
+/// All that is to be said, the most urgent first.
+#[must_use]
+pub fn of(status: &Status) -> Vec<Advice> {
+    [standstill(status), slot(status), letters(status), held_back(status), standby(status)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Why nothing is published.
+fn standstill(status: &Status) -> Option<Advice> {
+    let streams = status.role == Role::Leader && status.state == State::Stream;
+    let error = status.last_error.as_ref();
+    // It is kept after it has passed.
+    let error = error.filter(|error| {
+        status.role == Role::Halted || error.message == status.reason || status.state == State::Discover
+    })?;
+    if streams || status.role == Role::Standby {
+        return None;
+    }
+    let what = match status.role {
+        Role::Halted => "the relay has halted",
+        _ => "nothing is being published",
+    };
+    let message = format!("{what}: {} ({})", error.message, error.code);
+    Some(Advice::new(Level::Error, message, error.remedy.clone()))
+}
+
+fn slot(status: &Status) -> Option<Advice> {
+    let retained = status.retained_wal_bytes.unwrap_or(0);
+    match (status.wal_status.as_deref(), status.safe_wal_bytes) {
+        (Some("lost"), _) => Some(Advice::new(
+            Level::Error,
+            "the slot is lost: what was not published is in the outbox table only",
+            "postrider explain PR0403",
+        )),
+        (Some("unreserved"), _) => Some(Advice::new(
+            Level::Error,
+            "the slot is about to be lost: Postgres removes its WAL at the next checkpoint",
+            "raise max_slot_wal_keep_size now (ALTER SYSTEM SET …; SELECT pg_reload_conf()), then mend what keeps the \
+             relay from publishing",
+        )),
+        (_, Some(safe)) => {
+            let safe = u64::try_from(safe).unwrap_or(0);
+            (safe < safe.saturating_add(retained) / SAFE_SHARE_MIN).then(|| {
+                Advice::new(
+                    Level::Warning,
+                    format!(
+                        "the slot keeps {} of WAL and is in danger after {} more",
+                        ByteSize(retained),
+                        ByteSize(safe)
+                    ),
+                    "mend what keeps the relay from publishing, or raise max_slot_wal_keep_size: postrider doctor",
+                )
+            })
+        }
+        _ => None,
+    }
+}
+
+fn letters(status: &Status) -> Option<Advice> {
+    let message = match status.dead_letters {
+        0 => return None,
+        1 => "1 dead letter is open: an event that is not in the stream".to_owned(),
+        open => format!("{open} dead letters are open: events that are not in the stream"),
+    };
+    let remedy =
+        "postrider dlq list says why; mend the cause, then postrider dlq replay --all (or drop them)";
+    Some(Advice::new(Level::Warning, message, remedy))
+}
+
+/// Why published and confirmed differ.
+fn held_back(status: &Status) -> Option<Advice> {
+    let (settled, confirmed) = status.settled_lsn.as_ref().zip(status.confirmed_lsn.as_ref())?;
+    let bytes = status.held_back_bytes.filter(|bytes| *bytes > 0)?;
+    if status.role != Role::Leader {
+        return None;
+    }
+    let message = format!(
+        "published up to {settled}, confirmed up to {confirmed}: Postgres keeps these {} until the hold-back of {} s \
+         has passed, so that a power failure of NATS loses nothing",
+        ByteSize(bytes),
+        status.hold_back_seconds
+    );
+    Some(Advice::new(Level::Note, message, ""))
+}
+
+fn standby(status: &Status) -> Option<Advice> {
+    (status.role == Role::Standby).then(|| {
+        Advice::new(
+            Level::Note,
+            format!("another relay publishes; this one takes over slot `{}` when it ends", status.slot),
+            "",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::LastError;
+    use super::*;
+
+    fn levels(status: &Status) -> Vec<Level> {
+        of(status).into_iter().map(|advice| advice.level).collect()
+    }
+
+    fn error(message: &str) -> Option<LastError> {
+        Some(LastError {
+            code: "PR0301".to_owned(),
+            message: message.to_owned(),
+            remedy: "start nats-server".to_owned(),
+            at: String::new(),
+        })
+    }
+
+    #[test]
+    fn an_error_that_has_passed_calls_for_nothing() {
+        let mut status = Status {
+            role: Role::Leader,
+            state: State::Stream,
+            reason: "streaming".to_owned(),
+            last_error: error("refused"),
+            ..Status::default()
+        };
+        assert_eq!(levels(&status), []);
+        (status.role, status.state, status.reason) = (Role::Waiting, State::Waiting, "refused".to_owned());
+        let advice = of(&status);
+        assert_eq!(advice.len(), 1);
+        assert!(advice[0].message.contains("nothing is being published: refused (PR0301)"), "{advice:?}");
+        assert_eq!(advice[0].remedy, "start nats-server");
+    }
+
+    #[test]
+    fn the_slot_s_danger_is_told_before_it_is_lost() {
+        let mut status = Status {
+            wal_status: Some("extended".to_owned()),
+            retained_wal_bytes: Some(80),
+            safe_wal_bytes: Some(20),
+            ..Status::default()
+        };
+        assert_eq!(levels(&status), []);
+        (status.retained_wal_bytes, status.safe_wal_bytes) = (Some(95), Some(5));
+        assert_eq!(levels(&status), [Level::Warning]);
+        status.safe_wal_bytes = Some(-3);
+        assert_eq!(levels(&status), [Level::Warning]);
+        status.wal_status = Some("unreserved".to_owned());
+        assert_eq!(levels(&status), [Level::Error]);
+    }
+
+    #[test]
+    fn dead_letters_and_the_hold_back_are_explained() {
+        let mut status = Status {
+            role: Role::Leader,
+            state: State::Stream,
+            settled_lsn: Some("0/200".to_owned()),
+            confirmed_lsn: Some("0/100".to_owned()),
+            dead_letters: 2,
+            ..Status::default()
+        };
+        status.complete();
+        assert_eq!(levels(&status), [Level::Warning, Level::Note]);
+        assert!(status.advice[0].remedy.contains("postrider dlq list"));
+        assert!(status.advice[1].message.contains("published up to 0/200, confirmed up to 0/100"));
+    }
+}

@@ -1,0 +1,71 @@
+//! What Postgres has of a pipeline: slot, checkpoint row, open letters, the outbox's size. Read without a
+//! relay by `status`, and by a relay that streams nothing, which would else show what was so long ago.
+
+use super::{checkpoint, dead_letter};
+use crate::config::Config;
+use crate::delivery::checkpoint::Checkpoint;
+use crate::error::{Code, Failure};
+use crate::ops::status::Status;
+use crate::postgres::client::Sql;
+use crate::postgres::preflight::{self, Slot, TableSize};
+
+/// See the module. None: there is none.
+pub struct Survey {
+    /// The slot, fit or not.
+    pub slot: Option<Slot>,
+    /// The checkpoint row.
+    pub row: Option<Checkpoint>,
+    /// Open dead letters; none without the table.
+    pub open_letters: Option<u64>,
+    /// The outbox.
+    pub outbox: TableSize,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn read(sql: &Sql, config: &Config) -> Result<Survey, Failure> {
+    let (schema, slot, table) = (&config.postgres.schema, &config.postgres.slot, &config.outbox.table);
+    Ok(Survey {
+        slot: preflight::slot(sql, slot).await?,
+        row: of_schema(checkpoint::read(sql, schema, slot).await)?.flatten(),
+        open_letters: of_schema(dead_letter::open_count(sql, schema, slot).await)?,
+        outbox: preflight::table_size(sql, &table.schema, &table.name).await?,
+    })
+}
+
+/// None when schema or table do not exist.
+///
+/// # Errors
+/// Any other.
+pub fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, Failure> {
+    match asked.map_err(Into::into) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(failure) if failure.code == Code::SchemaMissing => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+impl Survey {
+    /// Shows it.
+    pub fn show(self, status: &mut Status) {
+        let Survey { slot, row, open_letters, outbox } = self;
+        status.dead_letters = open_letters.unwrap_or(0);
+        status.outbox_table_bytes = outbox.bytes;
+        status.outbox_dead_tuples = outbox.dead_tuples;
+        if let Some(slot) = slot {
+            status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());
+            status.retained_wal_bytes = slot.retained();
+            status.safe_wal_bytes = slot.safe_wal_size;
+            status.lag_bytes = row.as_ref().map(|row| slot.wal_end.bytes_since(row.settled_lsn));
+            status.wal_status = slot.wal_status;
+        }
+        if let Some(row) = row {
+            status.system_id = Some(row.system_id.to_string());
+            status.timeline = Some(row.timeline);
+            status.position = row.last.map(|last| last.position.to_string());
+            status.settled_lsn = Some(row.settled_lsn.to_string());
+        }
+    }
+}
