@@ -14,7 +14,9 @@ impl<S: Sides> Pump<'_, S> {
                 self.alive = Instant::now();
             }
             self.phase = Phase::Drain { until: Instant::now() + STALL };
-            self.process.board.update(|status| status.reason = why.to_owned());
+            self.process
+                .board
+                .update(|status| (status.state, status.reason) = (State::Drain, why.to_owned()));
         }
     }
 
