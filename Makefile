@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers test soak torture torture-matrix fuzz mutants bench instructions deny demo
+.PHONY: help build check servers operations test soak torture torture-matrix fuzz mutants bench instructions deny demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -20,6 +20,7 @@ help:
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
+	@echo "make operations   Prometheus and Chromium of Debian, which tests/operations.rs needs"
 
 build:
 	$(CARGO) build --release --locked
@@ -32,7 +33,10 @@ check:
 servers:
 	scripts/servers.sh all
 
-test: servers
+operations:
+	scripts/operations.sh
+
+test: servers operations
 	$(CARGO) test --locked
 
 # One seed with everything that happens in it: make soak SEED=17 COUNT=1 POSTRIDER_SIMULATION_TRACE=1

@@ -485,13 +485,19 @@ impl Relay {
 
     /// Status code and body; none while it does not listen.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let (head, body) = self.answer(path, "").await?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body))
+    }
+
+    /// Head and body of the answer to a request with these headers, each with its line's end.
+    pub(crate) async fn answer(&self, path: &str, headers: &str) -> Option<(String, String)> {
         let mut socket = TcpStream::connect(self.http()?).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n{headers}\r\n");
         socket.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        Some((head.to_owned(), body.to_owned()))
     }
 
     pub(crate) async fn status(&self) -> Option<serde_json::Value> {

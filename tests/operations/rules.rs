@@ -1,0 +1,170 @@
+//! The alert rules and the dashboard against promtool and against what is really served.
+
+use crate::support::Pipeline;
+use crate::{file, promtool};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+const RULES: &str = "deploy/prometheus/alerts.yml";
+const TESTS: &str = "deploy/prometheus/alerts.test.yml";
+const DASHBOARD: &str = "deploy/grafana/postrider.json";
+
+#[derive(Deserialize)]
+struct Rules {
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+struct Rule {
+    alert: String,
+    expr: String,
+    annotations: Annotations,
+}
+
+#[derive(Deserialize)]
+struct Annotations {
+    summary: String,
+    description: String,
+    runbook: String,
+}
+
+#[derive(Deserialize)]
+struct Tests {
+    tests: Vec<Test>,
+}
+
+#[derive(Deserialize)]
+struct Test {
+    promql_expr_test: Vec<Asked>,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    expr: String,
+    exp_samples: Vec<Sample>,
+}
+
+#[derive(Deserialize)]
+struct Sample {
+    labels: String,
+}
+
+fn read<T: for<'a> Deserialize<'a>>(path: &str) -> T {
+    serde_saphyr::from_str(&std::fs::read_to_string(file(path)).unwrap()).unwrap()
+}
+
+fn rules() -> Vec<Rule> {
+    read::<Rules>(RULES).groups.into_iter().flat_map(|group| group.rules).collect()
+}
+
+#[test]
+fn promtool_takes_the_rules_and_each_fires_and_clears_by_its_condition() {
+    for arguments in [["check", "rules", RULES], ["test", "rules", TESTS]] {
+        let run = promtool(&arguments, "");
+        let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "promtool {arguments:?}:\n{said}");
+    }
+    let asked: Vec<_> =
+        read::<Tests>(TESTS).tests.into_iter().flat_map(|test| test.promql_expr_test).collect();
+    for Rule { alert, .. } in rules() {
+        let of_rule: Vec<_> =
+            asked.iter().filter(|asked| asked.expr == format!("ALERTS{{alertname=\"{alert}\"}}")).collect();
+        let fires =
+            |asked: &&Asked| asked.exp_samples.iter().any(|sample| sample.labels.contains("\"firing\""));
+        let fired = of_rule.iter().position(fires);
+        let fired = fired.unwrap_or_else(|| panic!("no unit test has {alert} fire"));
+        assert!(of_rule[fired..].iter().any(|asked| asked.exp_samples.is_empty()), "none has {alert} clear");
+    }
+}
+
+#[test]
+fn each_alert_says_what_is_so_and_which_commands_mend_it() {
+    for rule in rules() {
+        let Annotations { summary, description, runbook } = &rule.annotations;
+        assert!(!summary.is_empty() && description.len() > 40, "{}", rule.alert);
+        assert!(runbook.contains("1. ") && runbook.contains('`'), "{}: {runbook}", rule.alert);
+    }
+}
+
+/// `(metric, [(label, value)])` of each selector of a query; a value is empty where it is no plain one.
+fn selectors(query: &str) -> Vec<(String, Vec<(String, String)>)> {
+    let mut found = Vec::new();
+    let mut rest = query;
+    while let Some(at) = rest.find("postrider_") {
+        rest = &rest[at..];
+        let end =
+            rest.find(|char: char| !(char.is_ascii_alphanumeric() || char == '_')).unwrap_or(rest.len());
+        let (name, behind) = rest.split_at(end);
+        rest = behind;
+        let inner =
+            behind.strip_prefix('{').and_then(|behind| behind.split_once('}')).map_or("", |(inner, _)| inner);
+        let labels = inner.split(',').filter_map(|label| {
+            let (name, value) = label.split_once('=')?;
+            let plain = value.trim_matches('"');
+            let plain =
+                if name.ends_with('!') || value.starts_with('~') || value.contains('$') { "" } else { plain };
+            Some((name.trim_end_matches('!').trim().to_owned(), plain.to_owned()))
+        });
+        found.push((name.to_owned(), labels.collect()));
+    }
+    found
+}
+
+/// All queries of the dashboard, those of its variables too.
+fn queries(dashboard: &Value, found: &mut Vec<String>) {
+    match dashboard {
+        Value::Object(parts) => {
+            for (name, part) in parts {
+                match part {
+                    Value::String(query) if ["expr", "query", "definition"].contains(&name.as_str()) => {
+                        found.push(query.clone());
+                    }
+                    part => queries(part, found),
+                }
+            }
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| queries(part, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_and_label_of_rules_and_dashboard_is_served() {
+    let pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    let (_, served) = relay.get("/metrics").await.unwrap();
+    assert_eq!(relay.terminate().await, Some(0));
+    let mut asked: Vec<_> = rules().into_iter().map(|rule| rule.expr).collect();
+    let dashboard = std::fs::read_to_string(file(DASHBOARD)).unwrap();
+    let of_rules = asked.len();
+    queries(&serde_json::from_str(&dashboard).unwrap(), &mut asked);
+    assert!(asked.len() > of_rules + 10, "the dashboard asks for {}", asked.len() - of_rules);
+    let mut names = BTreeSet::new();
+    for (metric, labels) in asked.iter().flat_map(|query| selectors(query)) {
+        let sample = |line: &&str| {
+            line.strip_prefix(metric.as_str())
+                .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+        };
+        let samples: Vec<_> = served.lines().filter(sample).collect();
+        assert!(!samples.is_empty(), "{metric} is not served");
+        for (label, value) in labels {
+            // Those that the scrape gives.
+            if ["slot", "job", "instance"].contains(&label.as_str()) {
+                continue;
+            }
+            let label = if value.is_empty() { format!("{label}=\"") } else { format!("{label}=\"{value}\"") };
+            assert!(
+                samples.iter().any(|line| line.contains(&label)),
+                "{metric} has no {label}: {samples:#?}"
+            );
+        }
+        names.insert(metric);
+    }
+    assert!(names.len() > 15, "{names:?}");
+}
