@@ -191,7 +191,7 @@ fn human(status: &Value) -> String {
         }
     }
     let changes = status["recent_changes"].as_array().filter(|changes| !changes.is_empty());
-    for (place, change) in changes.into_iter().flatten().rev().take(5).enumerate() {
+    for (place, change) in changes.into_iter().flatten().rev().take(8).enumerate() {
         let word = |name: &str| change[name].as_str().unwrap_or_default();
         let title = if place == 0 { "recent changes" } else { "" };
         let times = change["times"].as_u64().filter(|times| *times > 1);

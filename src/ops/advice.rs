@@ -111,7 +111,7 @@ fn letters(status: &Status) -> Option<Advice> {
 fn held_back(status: &Status) -> Option<Advice> {
     let (settled, confirmed) = status.settled_lsn.as_ref().zip(status.confirmed_lsn.as_ref())?;
     let bytes = status.held_back_bytes.filter(|bytes| *bytes > 0)?;
-    if status.role != Role::Leader {
+    if status.role != Role::Leader || status.hold_back_seconds <= 0.0 {
         return None;
     }
     let message = format!(
@@ -193,6 +193,7 @@ mod tests {
             settled_lsn: Some("0/200".to_owned()),
             confirmed_lsn: Some("0/100".to_owned()),
             dead_letters: 2,
+            hold_back_seconds: 250.0,
             ..Status::default()
         };
         status.complete();

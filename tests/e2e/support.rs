@@ -159,6 +159,11 @@ impl Pipeline {
         self.environment.insert(name.to_owned(), value.to_owned());
     }
 
+    /// What the binary is started with.
+    pub(crate) fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
     pub(crate) fn unset(&mut self, name: &str) {
         self.environment.remove(name);
     }

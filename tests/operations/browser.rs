@@ -97,10 +97,10 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Keeps a picture of the whole page, where POSTRIDER_SCREENSHOTS names a folder.
+    /// Keeps a picture of the whole page, where SCREENSHOTS names a folder.
     pub(crate) async fn picture(&mut self, name: &str) {
         use base64::Engine;
-        let Some(folder) = std::env::var_os("POSTRIDER_SCREENSHOTS") else { return };
+        let Some(folder) = std::env::var_os("SCREENSHOTS") else { return };
         let what = json!({"format": "png", "captureBeyondViewport": true});
         let picture = self.call("Page.captureScreenshot", what).await;
         let bytes =

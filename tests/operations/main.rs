@@ -12,6 +12,7 @@ mod metrics;
 mod page;
 mod prometheus;
 mod rules;
+mod status;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
 mod support;

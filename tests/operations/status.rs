@@ -1,0 +1,57 @@
+//! `postrider status` for a person, once and each second.
+
+use crate::support::{Pipeline, eventually};
+use std::process::{Command, Stdio};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_says_first_why_nothing_is_published_and_what_to_do() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    let shown = pipeline.postrider(&["status"]).await.stdout;
+    assert!(shown.starts_with("confirmed_lsn"), "nothing is to be done: {shown}");
+    pipeline.nats.kill();
+    relay.is("role", "waiting").await;
+    let shown = eventually("status tells", async || {
+        let shown = pipeline.postrider(&["status"]).await.stdout;
+        shown.contains("PR0301").then_some(shown)
+    })
+    .await;
+    let mut lines = shown.lines();
+    let (what, remedy) = (lines.next().unwrap(), lines.next().unwrap());
+    assert!(what.starts_with("error: nothing is being published: nats://127.0.0.1"), "{shown}");
+    assert!(remedy.starts_with("  what to do: start nats-server"), "{shown}");
+    assert!(shown.contains("leader stream: streaming"), "{shown}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watching_prints_a_line_a_second_into_a_pipe() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    let watching = pipeline.spawn(&["status", "--watch"]);
+    eventually("three lines", async || (watching.stdout().lines().count() >= 3).then_some(())).await;
+    for line in watching.stdout().lines() {
+        assert!(line.contains("Z leader stream  published 0"), "{line}");
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watching_redraws_a_terminal() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    // A terminal of util-linux, for four seconds.
+    let watch = format!("timeout 4 {} status --watch", env!("CARGO_BIN_EXE_postrider"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &watch, "/dev/null"]).env_clear().envs(pipeline.environment()).stdin(Stdio::null());
+    script.env("PATH", std::env::var_os("PATH").unwrap()).env("TERM", "xterm");
+    let shown = tokio::task::spawn_blocking(move || script.output().unwrap()).await.unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.matches("\u{1b}[H").count() >= 3, "{shown:?}");
+    assert!(shown.matches("leader").count() >= 3, "{shown:?}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
