@@ -280,7 +280,7 @@ mod tests {
             (Code::NatsUnreachable, Retry::Nats),
             (Code::PostgresUnreachable, Retry::Postgres),
             (Code::SessionTaken, Retry::Slot),
-            (Code::Stalled, Retry::Internal),
+            (Code::InvalidValue, Retry::Internal),
         ] {
             assert_eq!(Retry::of_session(code), retry, "{code}");
         }
