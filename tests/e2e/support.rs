@@ -172,7 +172,7 @@ impl Pipeline {
 
     /// Starts a command and leaves it running.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Relay {
-        Relay::spawn(&self.environment, arguments)
+        Relay::spawn(self.environment(), arguments)
     }
 
     /// Runs a command to its end.
