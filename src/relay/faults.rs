@@ -9,19 +9,36 @@ use tracing::{debug, info, warn};
 /// A fault that goes on is named so often.
 const NAMED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// The fault that was named last.
+/// What was named last, and how often it came again since.
+#[derive(Default)]
 struct Named {
-    code: Code,
-    message: String,
-    began: Instant,
-    at: Instant,
-    /// How often it happened since, without being named.
+    text: String,
+    at: Option<Instant>,
     silent: u64,
 }
 
-/// See the module.
+impl Named {
+    /// How often `text` came since it was last named, this time included; none: it is not due yet.
+    fn due(&mut self, text: &str) -> Option<u64> {
+        let same = is_alike(&self.text, text);
+        if same && self.at.is_some_and(|at| at.elapsed() < NAMED_AGAIN_AFTER) {
+            self.silent += 1;
+            return None;
+        }
+        let times = if same { self.silent + 1 } else { 1 };
+        *self = Named { text: text.to_owned(), at: Some(Instant::now()), silent: 0 };
+        Some(times)
+    }
+}
+
+/// See the module. Also one that passes within seconds and comes again is named once a minute.
 #[derive(Default)]
-pub(super) struct FaultLog(Option<Named>);
+pub(super) struct FaultLog {
+    fault: Named,
+    drain: Named,
+    /// The fault that was named and goes on, and since when.
+    open: Option<(Code, Instant)>,
+}
 
 impl FaultLog {
     pub(super) fn new() -> FaultLog {
@@ -31,27 +48,26 @@ impl FaultLog {
     /// `failure` broke off `what`; it is tried again after `wait`.
     pub(super) fn warn(&mut self, failure: &Failure, wait: Duration, what: &str) {
         let (code, error) = (failure.code, failure.message.as_str());
-        let same = |named: &&mut Named| named.code == code && is_alike(&named.message, error);
-        let mut began = Instant::now();
-        let mut repeated = None;
-        if let Some(named) = self.0.as_mut().filter(same) {
-            if named.at.elapsed() < NAMED_AGAIN_AFTER {
-                named.silent += 1;
-                debug!(%code, error, retry_in = ?wait, "{what}");
-                return;
-            }
-            began = named.began;
-            repeated = Some(named.silent + 1);
-        }
-        warn!(%code, error, remedy = failure.whole_remedy(), retry_in = ?wait, repeated, "{what}");
-        let message = error.to_owned();
-        self.0 = Some(Named { code, message, began, at: Instant::now(), silent: 0 });
+        let Some(times) = self.fault.due(&format!("{code} {error}")) else {
+            debug!(%code, error, retry_in = ?wait, "{what}");
+            return;
+        };
+        warn!(%code, error, remedy = failure.whole_remedy(), retry_in = ?wait, times, "{what}");
+        self.open.get_or_insert((code, Instant::now()));
     }
 
-    /// It has passed: events are stored again.
-    pub(super) fn passed(&mut self) {
-        if let Some(named) = self.0.take() {
-            info!(code = %named.code, after_seconds = named.began.elapsed().as_secs(), "streaming again");
+    /// Publishing is broken off.
+    pub(super) fn drains(&mut self, why: &str, in_flight: usize) {
+        match self.drain.due(why) {
+            Some(times) => info!(why, in_flight, times, "draining"),
+            None => debug!(why, in_flight, "draining"),
+        }
+    }
+
+    /// The relay streams.
+    pub(super) fn streams(&mut self) {
+        if let Some((code, since)) = self.open.take() {
+            info!(%code, after_seconds = since.elapsed().as_secs(), "streaming again");
         }
     }
 }
@@ -93,12 +109,17 @@ mod tests {
             tokio::time::advance(retry).await;
         }
         log.warn(&Failure::new(Code::NoJetStream, "another", ""), retry, "the session ended");
-        log.passed();
-        log.passed();
+        log.streams();
+        log.streams();
+        // It comes again at once, and passes at once: not a line for each.
+        for _ in 0..50 {
+            log.warn(&Failure::new(Code::NoJetStream, "another", ""), retry, "the session ended");
+            log.streams();
+        }
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 5, "{text}");
-        assert!(lines[1].contains("repeated=12") && lines[2].contains("repeated=12"), "{text}");
+        assert!(lines[1].contains("times=12") && lines[2].contains("times=12"), "{text}");
         assert!(lines[3].contains("PR0303") && lines[4].contains("streaming again"), "{text}");
     }
 }

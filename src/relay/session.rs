@@ -248,6 +248,8 @@ async fn take_slot(
                     State::Waiting,
                     format!("another relay holds slot `{slot}`: standing by"),
                 );
+                // The other relay's matter.
+                process.board.update(|status| status.unpublished_since = None);
                 told = true;
             }
             if Instant::now() >= survey_due {

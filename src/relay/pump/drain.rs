@@ -8,7 +8,7 @@ impl<S: Sides> Pump<'_, S> {
     pub(super) fn drain(&mut self, reason: Retry, why: &str) {
         if matches!(self.phase, Phase::Probe | Phase::Stream) {
             self.process.counters.retry(reason);
-            info!(why, in_flight = self.window.in_flight(), "draining");
+            self.process.fault_log.drains(why, self.window.in_flight());
             if self.session.broker.publisher.awaited() == 0 {
                 // Nothing was due: silence is counted from here.
                 self.alive = Instant::now();

@@ -171,7 +171,6 @@ impl<S: Sides> Pump<'_, S> {
         if !self.process.streamed {
             self.process.streamed = true;
         }
-        self.process.fault_log.passed();
         debug!("streaming");
     }
 

@@ -28,6 +28,7 @@ impl<S: Sides> Pump<'_, S> {
             if state == State::Probe && self.window.is_empty() && caught_up { State::Stream } else { state };
         if state == State::Stream {
             self.process.streamed = true;
+            self.process.fault_log.streams();
         }
         let oldest = self.window.oldest().map(|item| item.taken.commit_time);
         let outstanding = self.session.resume.outstanding();
