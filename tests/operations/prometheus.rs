@@ -1,6 +1,6 @@
 //! A real Prometheus scrapes two real relays; what is caused fires, and clears when it is mended.
 
-use crate::support::{Pipeline, Relay, eventually};
+use crate::support::{ARTICLE, Pipeline, Relay, Servers, eventually};
 use crate::{file, program};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -76,6 +76,14 @@ impl Prometheus {
         .await;
     }
 
+    /// Whatever else fires.
+    async fn comes(&self, alert: &str, fires: bool) {
+        eventually(&format!("{alert} fires: {fires}"), async || {
+            (self.firing().await?.iter().any(|firing| firing == alert) == fires).then_some(())
+        })
+        .await;
+    }
+
     async fn value(&self, query: &str) -> Option<f64> {
         let answer = self.api(&format!("query?query={query}")).await?;
         answer["result"].as_array()?.first()?["value"][1].as_str()?.parse().ok()
@@ -115,4 +123,41 @@ async fn a_real_prometheus_scrapes_the_relays_and_what_is_caused_fires_and_clear
     prometheus.fires(&["PostriderStandbyMissing"]).await;
     assert_eq!(leader.terminate().await, Some(0));
     prometheus.fires(&["PostriderNoLeader"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_moves_on() {
+    let settings = &[("max_slot_wal_keep_size", "64MB")][..];
+    let mut pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    let mut relay = pipeline.run().await;
+    let prometheus = Prometheus::start(&[&relay]);
+    eventually("it is scraped", async || prometheus.value("up").await.filter(|up| *up == 1.0)).await;
+    prometheus.comes("PostriderSlotNearLoss", false).await;
+    pipeline.nats.kill();
+    relay.is("role", "waiting").await;
+    pipeline.execute("CREATE TABLE filler (text text)").await;
+    while safe(&pipeline).await > 5 << 20 {
+        pipeline.execute("INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
+    }
+    prometheus.comes("PostriderSlotNearLoss", true).await;
+    let shown = relay.status().await.unwrap()["advice"].to_string();
+    assert!(shown.contains("in danger after"), "{shown}");
+    prometheus.comes("PostriderSlotLost", false).await;
+    pipeline.nats.start_again().await.unwrap();
+    relay.streams().await;
+    // The slot moves at a record of running transactions, which a checkpoint writes.
+    eventually("the slot moves on", async || {
+        pipeline.execute("CHECKPOINT").await;
+        (safe(&pipeline).await > 40 << 20).then_some(())
+    })
+    .await;
+    prometheus.comes("PostriderSlotNearLoss", false).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+async fn safe(pipeline: &Pipeline) -> i64 {
+    let safe = pipeline.ask("SELECT safe_wal_size FROM pg_replication_slots").await;
+    safe.parse().unwrap()
 }

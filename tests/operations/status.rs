@@ -55,3 +55,26 @@ async fn watching_redraws_a_terminal() {
     assert!(shown.matches("leader").count() >= 3, "{shown:?}");
     assert_eq!(relay.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_sums_up_each_minute_and_has_no_line_for_an_event_nor_its_payload() {
+    let pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline
+        .execute(
+            "INSERT INTO outbox (event_type, payload) \
+             SELECT 'order', jsonb_build_object('word', 'chrysanthemum') FROM generate_series(1, 500)",
+        )
+        .await;
+    let summary = eventually("a summary", async || {
+        let log = relay.stderr();
+        log.lines().find(|line| line.contains("\"progress\"")).map(str::to_owned)
+    })
+    .await;
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!((&summary["published"], &summary["in_flight"]), (&500.into(), &0.into()), "{summary}");
+    assert!(summary["p99_ms"].as_f64().is_some_and(|millis| millis > 0.0), "{summary}");
+    assert_eq!(relay.terminate().await, Some(0));
+    let log = relay.stderr();
+    assert!(log.lines().count() < 10 && !log.contains("chrysanthemum"), "{log}");
+}
