@@ -73,7 +73,6 @@ async fn the_log_sums_up_each_minute_and_has_no_line_for_an_event_nor_its_payloa
     .await;
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     assert_eq!((&summary["published"], &summary["in_flight"]), (&500.into(), &0.into()), "{summary}");
-    assert!(summary["p99_ms"].as_f64().is_some_and(|millis| millis > 0.0), "{summary}");
     assert_eq!(relay.terminate().await, Some(0));
     let log = relay.stderr();
     assert!(log.lines().count() < 10 && !log.contains("chrysanthemum"), "{log}");
