@@ -1,5 +1,6 @@
 //! A real Prometheus scrapes two real relays; what is caused fires, and clears when it is mended.
 
+use crate::rules::dashboard;
 use crate::support::{ARTICLE, Pipeline, Relay, Servers, eventually};
 use crate::{file, program};
 use http_body_util::{BodyExt, Empty};
@@ -85,6 +86,7 @@ impl Prometheus {
     }
 
     async fn value(&self, query: &str) -> Option<f64> {
+        let query = percent_encoding::utf8_percent_encode(query, percent_encoding::NON_ALPHANUMERIC);
         let answer = self.api(&format!("query?query={query}")).await?;
         answer["result"].as_array()?.first()?["value"][1].as_str()?.parse().ok()
     }
@@ -113,6 +115,13 @@ async fn a_real_prometheus_scrapes_the_relays_and_what_is_caused_fires_and_clear
     let dropped = pipeline.postrider(&["dlq", "drop", "1"]).await;
     assert_eq!(dropped.code, Some(0), "{}", dropped.stderr);
     prometheus.fires(&[]).await;
+    // What the dashboard asks for is answered, once there has been time for two samples of each.
+    for query in dashboard() {
+        let query = query.replace("$__rate_interval", "5m").replace("$slot", ".*");
+        // What nothing has happened to is left out of a panel.
+        let query = query.trim_end_matches("> 0");
+        eventually(query, async || prometheus.value(query).await).await;
+    }
     // No standby, then nobody; then both are back.
     assert_eq!(standby.terminate().await, Some(0));
     prometheus.fires(&["PostriderStandbyMissing"]).await;
