@@ -70,7 +70,7 @@ fn slot(status: &Status) -> Option<Advice> {
         (Some("lost"), _) => Some(Advice::new(
             Level::Error,
             "the slot is lost: what was not published is in the outbox table only",
-            "postrider explain PR0403",
+            "postrider recover: it publishes, once, what the stream lacks",
         )),
         (Some("unreserved"), _) => Some(Advice::new(
             Level::Error,
