@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS postrider.pipeline (
     passed_seq          bigint NOT NULL,
     settled_lsn         pg_lsn NOT NULL,
     confirmed_seq       bigint NOT NULL,
+    older_rows          text CHECK (older_rows IN ('listed', 'unknown')),
     updated_at          timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
@@ -62,6 +63,14 @@ CREATE TABLE IF NOT EXISTS postrider.dead_letter (
     CHECK ((resolved_at IS NULL) = (resolution IS NULL))
 );
 CREATE INDEX IF NOT EXISTS dead_letter_resolved ON postrider.dead_letter (slot, resolved_at);
+
+-- The ids of rows that were in the outbox before the slot was: `init` lists them, since the slot never
+-- sent them. Table care (care.*) leaves them alone.
+CREATE TABLE IF NOT EXISTS postrider.older_row (
+    slot      text NOT NULL,
+    event_id  text NOT NULL,
+    PRIMARY KEY (slot, event_id)
+);
 
 -- Inserts only: marking or deleting outbox rows sends nothing. With publish_via_partition_root the
 -- rows of a partitioned outbox come under the name of its root.

@@ -18,6 +18,9 @@ GRANT SELECT, INSERT, UPDATE ON postrider.pipeline TO postrider;
 -- Dead letters: inserted by `run`, which also removes resolved ones after delivery.dead_letter_retention.
 GRANT SELECT, INSERT, UPDATE, DELETE ON postrider.dead_letter TO postrider;
 
+-- The ids of rows that are older than the slot: listed by `init`, read by table care.
+GRANT SELECT, INSERT, DELETE ON postrider.older_row TO postrider;
+
 -- `postrider dlq replay` deletes the outbox row and inserts it again. Let a person's role do that, or:
 -- GRANT SELECT, INSERT, DELETE ON public.outbox TO postrider;
 -- With SELECT alone the relay also removes dropped letters whose row is gone.

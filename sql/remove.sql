@@ -11,6 +11,7 @@ FROM pg_replication_slots
 WHERE slot_name = 'postrider' AND plugin = 'pgoutput' AND database = current_database();
 
 DELETE FROM postrider.pipeline WHERE slot = 'postrider';
+DELETE FROM postrider.older_row WHERE slot = 'postrider';
 
 -- Unless another pipeline uses it, or it has other tables.
 DO $$
@@ -27,7 +28,7 @@ DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM postrider.pipeline)
        AND NOT EXISTS (SELECT FROM postrider.dead_letter WHERE resolved_at IS NULL) THEN
-        DROP TABLE postrider.pipeline, postrider.dead_letter;
+        DROP TABLE postrider.pipeline, postrider.dead_letter, postrider.older_row;
         DROP SCHEMA postrider;
     END IF;
 END $$;

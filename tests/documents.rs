@@ -37,7 +37,8 @@ fn the_sql_for_a_dba_makes_the_tables_that_init_makes() {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").replace('"', "");
     let script = words(&std::fs::read_to_string(path).unwrap_or_default());
     let checkpoint = postrider::state::checkpoint::create_table("postrider");
-    for table in [checkpoint, postrider::state::dead_letter::create_table("postrider")] {
+    let letters = postrider::state::dead_letter::create_table("postrider");
+    for table in [checkpoint, letters, postrider::state::older::create_table("postrider")] {
         let table = words(&table);
         assert!(script.contains(&format!("{table};")), "not in sql/init.sql:\n{table}");
     }

@@ -9,7 +9,7 @@ use crate::postgres::client::Sql;
 use crate::postgres::preflight as facts;
 use crate::relay::preflight;
 use crate::state::survey::of_schema;
-use crate::state::{checkpoint, dead_letter};
+use crate::state::{checkpoint, dead_letter, older};
 use bytesize::ByteSize;
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::error::SqlState;
@@ -85,6 +85,12 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
     if found.row {
         let delete = format!("DELETE FROM {} WHERE slot = $1", checkpoint::table(&config.postgres.schema));
         transaction.execute(&delete, &[slot]).await?;
+        // A schema of an earlier version has no such table.
+        let older = older::table(&config.postgres.schema);
+        let known = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[&older]).await?;
+        if known.get(0) {
+            transaction.execute(&format!("DELETE FROM {older} WHERE slot = $1"), &[slot]).await?;
+        }
         removed.push("checkpoint row".to_owned());
     }
     if found.publication {
@@ -94,9 +100,9 @@ async fn remove(args: &Args, config: &Config) -> Result<(), Failure> {
     }
     if found.schema {
         let schema = escape_identifier(&config.postgres.schema);
-        let tables =
-            [checkpoint::table(&config.postgres.schema), dead_letter::table(&config.postgres.schema)];
-        let drop = format!("DROP TABLE {}; DROP SCHEMA {schema}", tables.join(", "));
+        let tables = [checkpoint::table, dead_letter::table, older::table];
+        let tables = tables.map(|table| table(&config.postgres.schema));
+        let drop = format!("DROP TABLE IF EXISTS {}; DROP SCHEMA {schema}", tables.join(", "));
         transaction.batch_execute(&drop).await?;
         removed.push(format!("schema {schema}"));
     }
@@ -225,13 +231,13 @@ async fn may_remove(config: &Config, sql: &Sql, found: &Found) -> Result<(), Fai
     }
 }
 
-/// Whether the schema holds nothing but our two tables, and those nothing of others, and no open letter.
+/// Whether the schema holds nothing but our tables, and those nothing of others, and no open letter.
 async fn is_ours_alone(config: &Config, sql: &Sql) -> Result<bool, Failure> {
     let schema = &config.postgres.schema;
     let query = format!(
         "SELECT NOT EXISTS (SELECT FROM {} WHERE slot <> $1) AND NOT EXISTS (SELECT FROM {} WHERE resolved_at IS NULL) \
          AND NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 \
-         AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname NOT IN ('pipeline', 'dead_letter'))",
+         AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname NOT IN ('pipeline', 'dead_letter', 'older_row'))",
         checkpoint::table(schema),
         dead_letter::table(schema)
     );

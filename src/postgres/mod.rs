@@ -13,6 +13,7 @@
 //! | [`pgoutput`] | the output plugin's messages, decoded without a copy |
 //! | [`client`], [`preflight`] | ordinary SQL: the connection, and what the catalogues say |
 //! | [`snapshot`] | which transactions others can see |
+//! | [`peek`] | what a slot holds that nobody reads |
 //! | [`error`] | what can go wrong, with the SQLSTATE kept |
 
 pub mod client;
@@ -21,6 +22,7 @@ pub mod error;
 pub mod hba;
 pub mod login;
 pub mod lsn;
+pub mod peek;
 pub mod pgoutput;
 pub mod preflight;
 pub mod replication;

@@ -46,8 +46,19 @@ pub fn create_table(schema: &str) -> String {
          \x20   passed_seq          bigint NOT NULL,\n\
          \x20   settled_lsn         pg_lsn NOT NULL,\n\
          \x20   confirmed_seq       bigint NOT NULL,\n\
+         \x20   older_rows          text CHECK (older_rows IN ('listed', 'unknown')),\n\
          \x20   updated_at          timestamptz NOT NULL DEFAULT now()\n\
          ) WITH (fillfactor = 50)"
+    )
+}
+
+/// A table that was made before the column: what its rows would say is not known.
+#[must_use]
+pub fn add_older_rows(schema: &str) -> String {
+    let table = table(schema);
+    format!(
+        "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS older_rows text DEFAULT 'unknown' \
+         CHECK (older_rows IN ('listed', 'unknown')); ALTER TABLE {table} ALTER COLUMN older_rows DROP DEFAULT"
     )
 }
 

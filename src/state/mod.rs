@@ -2,5 +2,6 @@
 
 pub mod checkpoint;
 pub mod dead_letter;
+pub mod older;
 pub mod replay;
 pub mod survey;

@@ -22,6 +22,7 @@ use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{self as facts, Slot, System};
 use crate::reconcile::{Asked, Phase, Survey, mend};
 use crate::relay::preflight;
+use crate::state::older::{self, Older};
 use crate::state::{checkpoint, dead_letter};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
@@ -290,7 +291,10 @@ async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
             "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_class c \
              JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'pipeline'), \
              EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = $1 AND c.relname = 'dead_letter')",
+             WHERE n.nspname = $1 AND c.relname = 'dead_letter'), EXISTS (SELECT FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'older_row'), \
+             EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n \
+             ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'pipeline' AND a.attname = 'older_rows')",
             &[schema],
         )
         .await?;
@@ -300,9 +304,14 @@ async fn schema(config: &Config, sql: &Sql) -> Result<(), Failure> {
     }
     if !known.get::<_, bool>(1) {
         execute(sql, &checkpoint::create_table(schema), "create the table of checkpoints").await?;
+    } else if !known.get::<_, bool>(4) {
+        execute(sql, &checkpoint::add_older_rows(schema), "add to the table of checkpoints").await?;
     }
     if !known.get::<_, bool>(2) {
         execute(sql, &dead_letter::create_table(schema), "create the table of dead letters").await?;
+    }
+    if !known.get::<_, bool>(3) {
+        execute(sql, &older::create_table(schema), "create the table of older rows").await?;
     }
     Ok(())
 }
@@ -490,7 +499,19 @@ async fn make(
         }
         _ => fresh,
     };
-    checkpoint::put(&sql.client, &config.postgres.schema, &row).await?;
+    // Before the row is there: a killed init must not leave one that knows of no older rows.
+    let older = match older::list(sql, config, resolved.id_column(), &row).await? {
+        Some(0) => Older::None,
+        Some(rows) => {
+            println!("older       {rows} rows are not the slot's to send: clean-up leaves them alone");
+            Older::Listed
+        }
+        None => Older::Unknown,
+    };
+    let transaction = sql.client.transaction().await?;
+    checkpoint::put(&transaction, &config.postgres.schema, &row).await?;
+    older::note(&transaction, &config.postgres.schema, slot, older).await?;
+    transaction.commit().await?;
     println!("checkpoint  written: slot at {confirmed}, stream at {last_seq}");
     Ok(())
 }

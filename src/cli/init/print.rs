@@ -6,7 +6,7 @@ use crate::error::Failure;
 use crate::nats::object_store;
 use crate::outbox::Template;
 use crate::postgres::hba;
-use crate::state::{checkpoint, dead_letter};
+use crate::state::{checkpoint, dead_letter, older};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 /// All default templates begin so.
@@ -25,6 +25,7 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
         format!("{};", create_schema(config)),
         format!("{};", checkpoint::create_table(&config.postgres.schema)),
         format!("{};", dead_letter::create_table(&config.postgres.schema)),
+        format!("{};", older::create_table(&config.postgres.schema)),
         format!("{};", create_publication(config)),
         format!(
             "-- the relay's role (as a superuser; RDS and Aurora: GRANT rds_replication TO {role} in place of\n\
@@ -43,6 +44,11 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
             "GRANT {} ON {} TO {role};",
             dead_letter::PRIVILEGES.join(", "),
             dead_letter::table(&config.postgres.schema)
+        ),
+        format!(
+            "GRANT {} ON {} TO {role};",
+            older::PRIVILEGES.join(", "),
+            older::table(&config.postgres.schema)
         ),
         "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
          -- failover => true, so that a standby keeps it"
