@@ -16,7 +16,8 @@
 //! The row is written at most once a second while events are settled. While only foreign traffic
 //! moves the boundary it is written once a MiB, and once more a minute after the last write: the
 //! server logs its running transactions within 15 s of activity, and only past such a record can
-//! `restart_lsn` move. That last write calls for no further one, so an idle server stays idle.
+//! `restart_lsn` move. That last write calls for no further one, so an idle server stays idle. It is
+//! written sooner where clean-up waits for it.
 
 use super::checkpoint::Checkpoint;
 use super::position::{Identity, Place, Position};
@@ -85,6 +86,8 @@ pub struct Ledger {
     marks: VecDeque<Mark>,
     written: Instant,
     rested: bool,
+    /// Someone waits for the row to cover this.
+    wanted: Lsn,
 }
 
 impl Ledger {
@@ -116,7 +119,13 @@ impl Ledger {
             // The first write waits for nothing: a session that ends soon must not leave its tail to the next.
             written: now.checked_sub(WRITE_APART).unwrap_or(now),
             rested: false,
+            wanted: Lsn::ZERO,
         }
+    }
+
+    /// Someone waits for a row that covers `lsn`, and for the slot to be confirmed past it.
+    pub fn want(&mut self, lsn: Lsn) {
+        self.wanted = lsn;
     }
 
     /// An event that committed on `timeline` is settled: stored at `seq`.
@@ -176,6 +185,12 @@ impl Ledger {
         self.checked = self.checked.max(lsn);
     }
 
+    /// What is waited for is settled, and no look at the publication covers it yet.
+    #[must_use]
+    pub fn wants_check(&self) -> bool {
+        self.checked < self.wanted && self.wanted <= self.settled
+    }
+
     /// The newest boundary that has come of age, up to `limit`.
     fn aged(&self, now: Instant, limit: Lsn) -> Option<Point> {
         let limit = limit.min(self.checked);
@@ -191,7 +206,8 @@ impl Ledger {
         let owed = self.owed > self.row.settled_lsn;
         let far = self.settled.bytes_since(self.row.settled_lsn) >= WRITE_BYTES;
         let relied = self.aged(now, self.settled).is_some_and(|point| point.seq > self.row.confirmed_seq);
-        let busy = since >= WRITE_APART && (moved || owed || far || relied);
+        let wanted = self.row.settled_lsn < self.wanted && self.settled >= self.wanted;
+        let busy = since >= WRITE_APART && (moved || owed || far || relied || wanted);
         let rests = !self.rested && since >= WRITE_LAST && self.settled > self.row.settled_lsn;
         (busy || rests).then(|| Write { rests: !busy, ..self.write(now) })
     }
@@ -324,6 +340,31 @@ mod tests {
             ledger.written(write, now);
         }
         due
+    }
+
+    #[test]
+    fn a_row_that_someone_waits_for_is_written_once_what_it_shall_cover_is_settled() {
+        let now = Instant::now();
+        let mut ledger = ledger(Duration::ZERO, now);
+        ledger.want(Lsn(20));
+        ledger.boundary(Lsn(19), now);
+        assert!(!write_due(&mut ledger, now + SECOND), "it would not suffice");
+        ledger.boundary(Lsn(20), now);
+        assert!(write_due(&mut ledger, now + SECOND));
+        assert!(!write_due(&mut ledger, now + 2 * SECOND), "it is covered");
+        assert_eq!(ledger.confirmable(now + SECOND), Some(Lsn(20)));
+    }
+
+    #[test]
+    fn a_look_at_the_publication_is_wanted_once_what_waits_for_it_is_settled() {
+        let now = Instant::now();
+        let mut ledger = Ledger::new(row(), Lsn(10), Lsn(10), Lsn::ZERO, Duration::ZERO, now);
+        ledger.want(Lsn(20));
+        assert!(!ledger.wants_check());
+        ledger.boundary(Lsn(20), now);
+        assert!(ledger.wants_check());
+        ledger.checked(Lsn(20));
+        assert!(!ledger.wants_check());
     }
 
     #[test]
