@@ -20,6 +20,7 @@
 //! | [`relay`] | the sessions and the one loop that drives all of the above; the shadow beside a poller |
 //! | [`config`], [`error`] | one table of keys; one catalogue of error codes, one disposition |
 //! | [`doctor`] | every check at once, with what mends each fault |
+//! | [`care`] | marks, deletes and archives rows behind a proof that their events are stored |
 //! | [`reconcile`] | table against stream: what differs, and what publishes it (backfill, recover, verify) |
 //! | [`cli`], [`ops`], [`demo`] | a file a command; HTTP and status; the demonstration on servers of its own |
 //!
@@ -31,6 +32,7 @@
 //! * Nothing is kept on disk: what must be remembered is one row in Postgres.
 //! * No lock and no channel of ours lies on the path of an event.
 
+pub mod care;
 pub mod cli;
 pub mod config;
 pub mod delivery;

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod init;
 mod logging;
+mod prune;
 mod recover;
 mod remove;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Compare table and stream: each row stored once, in order, and nothing else there.
     Verify(verify::Args),
+    /// Mark, delete, archive and drop outbox rows whose events are stored.
+    Prune(prune::Args),
     /// Publish the rows that the stream lacks, and let the relay go on.
     Recover(recover::Args),
     /// Look at dead letters, send them again, put them away.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Prune(args) => prune::run(&args),
         Command::Recover(args) => recover::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Tail(args) => tail::run(&args),

@@ -37,6 +37,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
     let outbox = outbox(&mut read);
     let nats = nats(&mut read);
     let delivery = delivery(&mut read);
+    let care = super::care::care(&mut read, outbox.as_ref().map(|outbox| &outbox.table));
     let encrypt = encrypt(&mut read);
     let schemas = read.required("validate.schemas", value::path);
     let http = http(&mut read);
@@ -47,6 +48,7 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
         outbox: outbox?,
         nats: nats?,
         delivery: delivery?,
+        care: care?,
         encrypt: encrypt?,
         validate: Validate { schemas: schemas? },
         http: http?,
@@ -55,9 +57,9 @@ pub(super) fn config(values: &mut [Value], env: &Environment, problems: &mut Vec
     })
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     values: &'a [Value],
-    problems: &'a mut Vec<Failure>,
+    pub(super) problems: &'a mut Vec<Failure>,
 }
 
 impl Reader<'_> {
@@ -69,12 +71,12 @@ impl Reader<'_> {
 
     /// A value that has a default or is checked elsewhere for being there: none only when it is wrong
     /// or missing.
-    fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+    pub(super) fn required<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         self.optional(name, parse)?
     }
 
     /// `None` when the value is wrong, `Some(None)` when nobody set it.
-    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<Option<T>> {
+    pub(super) fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<Option<T>> {
         let value = self.value(name)?;
         let Some(text) = &value.text else { return Some(None) };
         match parse(text) {

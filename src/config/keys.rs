@@ -228,6 +228,32 @@ pub const KEYS: &[Key] = &[
         "How long dead letters are kept after they were resolved; open ones are kept for ever",
     ),
     key(
+        "care.mark",
+        Kind::Boolean,
+        "false",
+        "Mark rows whose events are stored and confirmed: processed = true, or the time in processed_at",
+    ),
+    unset(
+        "care.mark_column",
+        COLUMN,
+        "The boolean or timestamp column that is marked; default: processed, else processed_at",
+    ),
+    key(
+        "care.delete_after",
+        Kind::Duration,
+        "off",
+        "Delete rows of this age, once their events are stored and confirmed; 0s: as soon as they are",
+    ),
+    key("care.archive_table", NAME, "off", "Move deleted rows into this table, in the same transaction"),
+    key(
+        "care.drop_partitions_after",
+        Kind::Duration,
+        "off",
+        "Drop partitions whose time is so long past, once all of their events are stored and confirmed",
+    ),
+    key("care.batch", Kind::Integer, "1000", "Rows that one transaction marks or deletes, 1 to 100000"),
+    key("care.pace", Kind::Duration, "100ms", "Rest after each of these transactions"),
+    key(
         "delivery.wait_visible",
         Kind::Boolean,
         "false",

@@ -13,6 +13,7 @@
 
 mod access;
 mod build;
+mod care;
 mod context;
 mod database;
 mod encrypt;
@@ -28,6 +29,7 @@ use crate::error::Failure;
 use crate::outbox::{ColumnNames, PresetChoice, Settings};
 use crate::postgres::target::Secret;
 pub use access::{Access, Identity, JetStream};
+pub use care::Care;
 pub use database::Database;
 pub use encrypt::{Encrypt, read_keys};
 pub use flags::Flags;
@@ -50,6 +52,8 @@ pub struct Config {
     pub nats: Nats,
     /// `[delivery]`
     pub delivery: Delivery,
+    /// `[care]`
+    pub care: Care,
     /// `[encrypt]`
     pub encrypt: Encrypt,
     /// `[validate]`

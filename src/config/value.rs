@@ -50,6 +50,18 @@ pub(super) fn optional<T>(parse: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) ->
     }
 }
 
+/// `off`, or what `parse` takes.
+pub(super) fn or_off<T, E: fmt::Display>(
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> impl Fn(&str) -> Parsed<Option<T>> {
+    move |text| {
+        if text == "off" {
+            return Ok(None);
+        }
+        parse(text).map(Some).map_err(|error| format!("{error}, or `off`"))
+    }
+}
+
 pub(super) fn size(text: &str) -> Parsed<u64> {
     // The limit is JetStream's: its sizes are signed.
     match text.parse::<bytesize::ByteSize>() {

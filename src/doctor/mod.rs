@@ -5,11 +5,13 @@
 //! | file | what it looks at |
 //! | --- | --- |
 //! | `postgres` | server, role, table, publication, slot; what holds WAL back |
+//! | `care` | clean-up of the outbox, and its size |
 //! | `nats` | login, JetStream, stream, permissions |
 //! | `pair` | whether both sides belong together; clocks; forecasts |
 //! | [`canary`] | one event from end to end |
 
 pub mod canary;
+mod care;
 mod nats;
 mod pair;
 mod postgres;

@@ -1,6 +1,6 @@
 //! The source.
 
-use super::Report;
+use super::{Report, care};
 use crate::config::Config;
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::error::{Code, Failure};
@@ -51,6 +51,9 @@ pub(super) async fn examine(config: &Config, old: Duration, report: &mut Report)
         && objects != row.objects
     {
         report.error(preflight::changed(&config.postgres.publication, Some(objects), row.objects));
+    }
+    if let (Some(table), Some(resolved)) = (&table, &resolved) {
+        care::examine(&sql, config, table, resolved, report).await;
     }
     settings(&sql, config, &server, slot.as_ref(), report).await;
     room(&sql, config, &server, report).await;

@@ -100,6 +100,10 @@ catalogue! {
         "Rows whose messages the stream no longer has (max_age, a purge, a work queue) cannot be told from rows that were never stored. --since leaves the older ones out, by the column of outbox.created_at.";
     SchemasUnusable = "PR0114", Usage, Halt, "the folder of schemas cannot be used",
         "validate.schemas names a folder that is not there or not readable, or a file in it is no JSON or no JSON Schema. The message names each. $ref reaches files of the folder only. Nothing is published until it is mended: every event would else become a dead letter.";
+    CareConflict = "PR0115", Usage, Halt, "the keys of clean-up do not fit together",
+        "care.mark_column needs care.mark; care.archive_table needs care.delete_after, is not the outbox itself, and does not go with care.drop_partitions_after, which would drop the rows.";
+    CareOff = "PR0116", Usage, Halt, "there is nothing to clean up",
+        "`postrider prune` does what care.mark, care.delete_after and care.drop_partitions_after say, and none of them is set. Set them in the file, or as flags: `postrider prune --care-delete-after 7d`.";
     MarkUnclear = "PR0117", Usage, Halt, "it is unclear what the poller marks",
         "`run --shadow` takes a row for processed when the column `processed` or `processed_at` is set (a boolean that is true, a time that is not null), or when it is deleted. --mark-column names another such column.";
 
@@ -142,6 +146,22 @@ catalogue! {
         "Nothing came from the replication connection for long, though it was asked for a sign of life. It may be decoding a giant transaction of other tables: the relay waits twice as long the next time, up to an hour.";
     ReplayRefused = "PR0219", Postgres, Halt, "a dead letter cannot be replayed",
         "Replaying deletes the outbox row and inserts it again, in one transaction. It is refused where rows of other tables refer to it, where its id is null or not unique, and where the row was too large to be kept as jsonb. Nothing was changed.";
+    CareColumns = "PR0220", Postgres, Operator, "clean-up lacks a column",
+        "care.mark sets a boolean column to true or a timestamp column to the time; care.delete_after reads the age of a row from the column of outbox.created_at, else from a marked timestamp. The message says what is missing. Ages are not needed with care.delete_after = 0s.";
+    CarePrivileges = "PR0221", Postgres, Operator, "the role may not clean up",
+        "Marking takes SELECT and UPDATE of the marked column; deleting takes SELECT, DELETE and UPDATE of a column (rows that others hold are passed over, which locks them); archiving INSERT into the archive; dropping partitions the ownership of the table.";
+    CareMoves = "PR0222", Postgres, Operator, "marking would publish rows again",
+        "The marked column is part of the partition key: an UPDATE moves the row to another partition, which the slot sends as a second insert. Or the publication's row filter reads it, and a marked row would seem another pipeline's.";
+    CareArchive = "PR0223", Postgres, Operator, "the archive does not fit the outbox",
+        "care.archive_table must be a table with every column of the outbox, of the same types; further columns need a default or take nulls. CREATE TABLE … (LIKE outbox) makes one.";
+    CareOlder = "PR0224", Postgres, Operator, "it is not known which rows are older than the slot",
+        "Rows that were in the outbox before the slot was made were never sent through it, and clean-up leaves them alone. `postrider init` lists them in <schema>.older_row; it could not read the outbox, or was of an earlier version. The message shows the SQL that lists all rows of now, which then stay; run it while few rows are there, or list only the old ones.";
+    CarePartitions = "PR0225", Postgres, Operator, "there are no partitions by time to drop",
+        "care.drop_partitions_after needs an outbox that is partitioned by range of one date or timestamp column, and a publication without a row filter: the rows of others would go with the partition.";
+    CareReferred = "PR0226", Postgres, Operator, "other tables refer to outbox rows",
+        "A foreign key points at the outbox: deleting a row would be refused, or by ON DELETE CASCADE remove rows of that table.";
+    CareSlot = "PR0227", Postgres, Retry, "nothing can be proved about the rows",
+        "The slot is missing, of another cluster or moved by someone, or its checkpoint row is not `ready`: what is stored cannot be told from what is not, and no row is touched. `postrider status` and `postrider doctor` say what is wrong.";
     ShadowUnsafe = "PR0230", Postgres, Operator, "shadow mode would disturb what runs",
         "`run --shadow` publishes updates and deletes of the outbox to itself. On a table without replica identity Postgres would refuse such statements to everyone, the poller included; and with synchronous_standby_names = '*' every commit would wait for the shadow. It changes nothing and ends.";
     ShadowRefused = "PR0231", Postgres, Operator, "shadow mode cannot begin",
@@ -253,7 +273,7 @@ catalogue! {
     NoRoom = "PR0605", Findings, Operator, "no room for another slot or walsender",
         "max_replication_slots or max_wal_senders is used up. Both take a restart to be raised.";
     RoleLimited = "PR0606", Findings, Operator, "too few connections are allowed",
-        "A relay has two connections, one for SQL and one for replication, and a second relay that stands by has as many.";
+        "A relay has two connections, one for SQL and one for replication, and a second relay that stands by has as many. Clean-up (care.*) takes one more; without it one is opened for a moment each minute, to measure the outbox.";
     WalHeldBack = "PR0607", Findings, Operator, "an old transaction holds WAL back",
         "A transaction that has written and is still open, or was prepared and forgotten, keeps the slot's restart_lsn where it began: WAL grows, and after a crash everything since is sent again (and skipped).";
     SlotAbandoned = "PR0608", Findings, Operator, "a slot that no one reads",
@@ -286,6 +306,10 @@ catalogue! {
         "A commit that waits for a synchronous standby is flushed, and so published, before anyone can see its rows: for as long as the standby is away. delivery.wait_visible holds events until then.";
     Differs = "PR0630", Findings, Operator, "table and stream differ",
         "`postrider verify` found rows whose event is not in the stream, events that are stored twice or out of order, or messages that this pipeline did not write. It names the first of each kind; --json lists them.";
+    OutboxLarge = "PR0640", Findings, Operator, "the outbox is large",
+        "Nothing removes its rows, or not fast enough. The relay is not slowed by it; backups, vacuum and every scan of the table are. care.delete_after or care.drop_partitions_after keep it small.";
+    VacuumLags = "PR0641", Findings, Operator, "vacuum does not keep up with the outbox",
+        "Marked and deleted rows leave dead versions, which vacuum removes. With the server's defaults it waits for a fifth of the table; an old transaction, a slot or a standby's query keeps it from removing any.";
     ShadowDiffers = "PR0645", Findings, Operator, "relay and poller differ",
         "`run --shadow` found events that the poller has not processed, rows that it has and the relay would not have published, or events that would be dead letters. It names the first of each; --json lists them.";
 }

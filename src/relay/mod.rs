@@ -33,6 +33,7 @@ mod simulation;
 pub(crate) mod taken;
 mod upkeep;
 
+use crate::care::{self, Wanted};
 use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
 use crate::ops::counters::{Counters, Retry};
@@ -80,7 +81,8 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let sides = Servers { config: Arc::new(config.clone()) };
-    Box::pin(run_between(&sides, config, board, pulse, pace, stop)).await
+    let wanted = care::start(config, board.clone());
+    Box::pin(run_between(&sides, config, board, pulse, pace, wanted, stop)).await
 }
 
 async fn run_between(
@@ -89,6 +91,7 @@ async fn run_between(
     board: &Board,
     pulse: &Pulse,
     pace: &Pace,
+    wanted: Wanted,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let mapping = schemas::mapping(config)?;
@@ -100,6 +103,7 @@ async fn run_between(
         board: board.clone(),
         pulse: pulse.clone(),
         pace: pace.clone(),
+        wanted,
         key,
         streamed: false,
         first_host: 0,

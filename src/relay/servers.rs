@@ -3,6 +3,7 @@
 use super::preflight;
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use super::unanswered;
+use crate::care;
 use crate::config::Config;
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::delivery::opening::{KnownLetter, Stored};
@@ -12,7 +13,7 @@ use crate::nats::answer::Answer;
 use crate::nats::envelope::Stamp;
 use crate::nats::stream::Look;
 use crate::nats::{connect, object_store, publish, stream};
-use crate::outbox::Event;
+use crate::outbox::{Event, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
@@ -102,6 +103,11 @@ impl Base for Postgres {
     async fn table(&self) -> Result<Table, Failure> {
         in_time(preflight::server(&self.sql)).await?;
         in_time(preflight::table(&self.sql, &self.config)).await
+    }
+
+    async fn fits_care(&self, table: &Table, resolved: &Resolved) -> Result<(), Failure> {
+        let problems = in_time(care::examine(&self.sql, &self.config, table, resolved)).await?;
+        problems.into_iter().next().map_or(Ok(()), Err)
     }
 
     async fn objects(&self, table: &Table) -> Result<Objects, Failure> {

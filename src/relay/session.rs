@@ -100,6 +100,10 @@ async fn open<S: Sides>(
         None => resolved.insert(preflight::columns(mapping, &table)?),
     };
     discover(&before, config, &broker, resolved).await?;
+    if !process.streamed {
+        // Later it is a warning of the clean-up's own.
+        base.fits_care(&table, resolved).await?;
+    }
     let objects = base.objects(&table).await?;
     let known = row(base.row().await?, config)?;
     if known.objects != objects {

@@ -11,7 +11,7 @@ use crate::nats::answer::Answer;
 use crate::nats::connect::Link;
 use crate::nats::envelope::Stamp;
 use crate::nats::stream::Look;
-use crate::outbox::Event;
+use crate::outbox::{Event, Resolved};
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table, TableSize};
@@ -56,6 +56,9 @@ pub(super) trait Base: Clone + 'static {
 
     /// The server is fit, and the outbox is a table that can be streamed.
     async fn table(&self) -> Result<Table, Failure>;
+
+    /// The clean-up that is configured can be done.
+    async fn fits_care(&self, table: &Table, resolved: &Resolved) -> Result<(), Failure>;
 
     /// The publication and the slot are fit; what identifies publication and table.
     async fn objects(&self, table: &Table) -> Result<Objects, Failure>;

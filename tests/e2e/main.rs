@@ -10,6 +10,7 @@
 
 mod adopt;
 mod backfill;
+mod care;
 mod certificates;
 mod cloudevents;
 mod delivery;

@@ -1,6 +1,7 @@
 //! What administrators of both sides run or paste: what `init` makes, and the least that `run` needs.
 
 use super::{NewTable, create_publication, create_schema, create_slot};
+use crate::care;
 use crate::config::{Config, Identity, Oversize};
 use crate::error::Failure;
 use crate::nats::object_store;
@@ -29,7 +30,7 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
         format!("{};", create_publication(config)),
         format!(
             "-- the relay's role (as a superuser; RDS and Aurora: GRANT rds_replication TO {role} in place of\n\
-             -- REPLICATION). It needs no privilege on the outbox table. Then its password: \\password {role}\n\
+             -- REPLICATION). To publish it needs no privilege on the outbox table. Then its password: \\password {role}\n\
              DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {role_text}) THEN CREATE ROLE {role} LOGIN; \
              END IF; END $$;"
         ),
@@ -50,6 +51,9 @@ pub(super) fn sql(create_table: Option<NewTable>, config: &Config) -> Result<Str
             older::PRIVILEGES.join(", "),
             older::table(&config.postgres.schema)
         ),
+    ]);
+    statements.extend(care::grants(config, &role));
+    statements.extend([
         "-- after the publication; waits for every transaction that is writing. On 17 and later add\n\
          -- failover => true, so that a standby keeps it"
             .to_owned(),

@@ -48,6 +48,7 @@ use super::sides::{Base, Broker, Publisher, Sides, Stream};
 use super::stream_failure;
 use super::taken::Taken;
 use super::upkeep::{self, Check, Plan};
+use crate::care::Wanted;
 use crate::config::{Config, OnPoison, Oversize};
 use crate::delivery::confirm::{Ledger, Write};
 use crate::delivery::opening::{Server, Stored, StreamEnd, foreign};
@@ -180,6 +181,8 @@ pub(super) struct Process {
     pub(super) board: Board,
     pub(super) pulse: Pulse,
     pub(super) pace: Pace,
+    /// What clean-up waits to be confirmed.
+    pub(super) wanted: Wanted,
     /// Payloads are encrypted with it.
     pub(super) key: Option<Arc<Key>>,
     /// The process has been in STREAM once: refusals no longer end it.

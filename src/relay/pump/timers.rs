@@ -127,7 +127,8 @@ impl<S: Sides> Pump<'_, S> {
         }
         self.plan_due = now + UPKEEP_APART;
         let settled = self.is_accounted();
-        let check = (now >= self.check_due).then(|| Check {
+        self.session.ledger.want(self.process.wanted.lsn());
+        let check = (now >= self.check_due || self.session.ledger.wants_check()).then(|| Check {
             objects: self.session.ledger.committed().objects,
             owner: self.session.owner.clone(),
             id_column: self.session.id_column.clone(),

@@ -12,7 +12,7 @@ use crate::delivery::history::History;
 use crate::delivery::opening::KnownLetter;
 use crate::delivery::position::Place;
 use crate::error::{Code, Failure};
-use crate::outbox::Reason;
+use crate::outbox::{Reason, Resolved};
 use crate::postgres::connection::Connection;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, Table, TableColumn, TableSize};
@@ -306,6 +306,10 @@ impl sides::Base for Sql {
         let column = |(name, type_oid): (&str, u32)| TableColumn { name: name.to_owned(), type_oid };
         let columns = wire::COLUMNS.map(column).into();
         self.run(|_| Table { oid: OUTBOX, kind: 'r', persistence: 'p', columns }).await
+    }
+
+    async fn fits_care(&self, _: &Table, _: &Resolved) -> Result<(), Failure> {
+        Ok(())
     }
 
     async fn objects(&self, _: &Table) -> Result<Objects, Failure> {

@@ -3,6 +3,7 @@
 use super::jetstream::{Broker, Message};
 use super::postgres::{Row, Server, Transaction};
 use super::{Models, REFUSED, SYNC_INTERVAL, World};
+use crate::care::Wanted;
 use crate::config::{Config, Environment, Flags, Loaded};
 use crate::delivery::position::Place;
 use crate::error::{Disposition, Failure};
@@ -135,7 +136,8 @@ impl Process {
             let board = Board::new(Status::default());
             let pulse = Pulse::default();
             let pace = Pace::default();
-            let mut relay = Box::pin(run_between(&models, &config, &board, &pulse, &pace, stopping));
+            let mut relay =
+                Box::pin(run_between(&models, &config, &board, &pulse, &pace, Wanted::default(), stopping));
             poll_fn(move |context| {
                 if stopped.is.get() {
                     stopped.waker.replace(Some(context.waker().clone()));

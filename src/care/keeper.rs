@@ -1,0 +1,281 @@
+//! Clean-up beside a relay, on a thread and a connection of its own: nothing here can slow the pump, and
+//! no failure of it ends the relay. Only the leader cleans up; it ends with the process.
+
+use super::partitions::{self, Outcome};
+use super::plan::{self, Plan};
+use super::proof::Proofs;
+use super::rows::{self, Broom};
+use super::standing::{self, Standing};
+use super::{Tally, settle_in, watch};
+use crate::config::Config;
+use crate::error::{Code, Failure};
+use crate::ops::status::{Board, Role, State};
+use crate::outbox::Mapping;
+use crate::postgres::client::Sql;
+use crate::postgres::lsn::Lsn;
+use crate::relay::preflight;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+/// What the slot proves is looked at so often.
+const LOOK_APART: Duration = Duration::from_millis(500);
+
+/// The table is gone through at most so often …
+const SWEEP_APART: Duration = Duration::from_secs(1);
+
+/// … and so many times as long is rested as was worked in vain: a large table costs a tenth of a core.
+const RESTS: u32 = 9;
+
+/// Witnesses are no closer than this: each has the relay look at the publication.
+const WITNESS_APART: Duration = Duration::from_secs(2);
+
+const PARTITIONS_APART: Duration = Duration::from_secs(10);
+
+/// Clean-up is summed up in the log, and the table measured, so often.
+const SUMMARY_APART: Duration = Duration::from_secs(60);
+
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The LSN that a proof waits for: an idle relay writes its row for it.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted(Arc<AtomicU64>);
+
+impl Wanted {
+    fn want(&self, lsn: Lsn) {
+        self.0.fetch_max(lsn.0, Ordering::Relaxed);
+    }
+
+    /// The highest one yet.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        Lsn(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Cleans up until the process ends, whenever `board` says that this relay leads.
+pub fn start(config: &Config, board: Board) -> Wanted {
+    let wanted = Wanted::default();
+    let keeper = Keeper { config: config.clone(), board, wanted: wanted.clone() };
+    let spawned = std::thread::Builder::new().name("care".to_owned()).spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(keeper.run()),
+            Err(error) => warn!(%error, "the outbox is not cleaned up"),
+        }
+    });
+    if let Err(error) = spawned {
+        warn!(%error, "the outbox is not cleaned up");
+    }
+    wanted
+}
+
+struct Keeper {
+    config: Config,
+    board: Board,
+    wanted: Wanted,
+}
+
+impl Keeper {
+    fn leads(&self) -> bool {
+        let status = self.board.read();
+        status.role == Role::Leader && status.state == State::Stream
+    }
+
+    async fn run(&self) {
+        let mut pause = PAUSE_MIN;
+        let mut warned = Warned::default();
+        loop {
+            if !self.leads() {
+                sleep(LOOK_APART).await;
+                continue;
+            }
+            let began = Instant::now();
+            let ended = match self.config.care.is_on() {
+                true => self.session(&mut pause, &mut warned).await,
+                false => self.look_at_size(&mut warned).await,
+            };
+            match ended {
+                Ok(()) => {}
+                Err(failure) if !self.config.care.is_on() => {
+                    debug!(error = failure.message, "the outbox is not measured")
+                }
+                // The relay has lost its server too, or another one leads now.
+                Err(failure) if !self.leads() => debug!(error = failure.message, "clean-up ended"),
+                Err(failure) => {
+                    warn!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), retry_in = ?pause,
+                        "clean-up failed");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+            if !self.config.care.is_on() {
+                tokio::time::sleep_until(began + SUMMARY_APART).await;
+            }
+        }
+    }
+
+    /// One connection; it ends when this relay leads no more.
+    async fn session(&self, pause: &mut Duration, warned: &mut Warned) -> Result<(), Failure> {
+        let config = &self.config;
+        let sql = Sql::connect_any(&config.postgres.database.resolve_again()?).await?;
+        settle_in(&sql).await?;
+        let table = preflight::table(&sql, config).await?;
+        let resolved = preflight::columns(&Mapping::new(&config.outbox.settings(&config.nats))?, &table)?;
+        let plan = plan::plan(&sql, config, &table, &resolved).await?;
+        let mut session = Session::new(config, &plan);
+        while self.leads() {
+            session.pass(self, &sql).await?;
+            *pause = PAUSE_MIN;
+            session.sum_up(&sql, warned).await?;
+            sleep(LOOK_APART).await;
+        }
+        Ok(())
+    }
+
+    /// Where nothing is cleaned up, that it grows is all the more worth a word.
+    async fn look_at_size(&self, warned: &mut Warned) -> Result<(), Failure> {
+        let sql = Sql::connect_any(&self.config.postgres.database.resolve_again()?).await?;
+        let table = preflight::table(&sql, &self.config).await?;
+        warned.look(&sql, &self.config, table.oid).await
+    }
+}
+
+struct Session<'a> {
+    config: &'a Config,
+    plan: &'a Plan,
+    proofs: Proofs,
+    witness_apart: Duration,
+    emitted: Lsn,
+    sweep_due: Instant,
+    partitions_due: Instant,
+    summary_due: Instant,
+    /// Rows that are due and wait for a proof.
+    waits: bool,
+    done: Tally,
+}
+
+impl<'a> Session<'a> {
+    fn new(config: &'a Config, plan: &'a Plan) -> Session<'a> {
+        let now = Instant::now();
+        Session {
+            config,
+            plan,
+            proofs: Proofs::default(),
+            witness_apart: (config.delivery.hold_back(&config.nats) / 16).max(WITNESS_APART),
+            emitted: Lsn::ZERO,
+            sweep_due: now,
+            partitions_due: now,
+            summary_due: now + SUMMARY_APART,
+            waits: false,
+            done: Tally::default(),
+        }
+    }
+
+    /// What the slot proves now, and then what that allows.
+    async fn pass(&mut self, keeper: &Keeper, sql: &Sql) -> Result<(), Failure> {
+        let standing = standing::standing(sql, self.config).await?;
+        fits(self.plan, &standing)?;
+        let proves = self.proofs.confirm(standing.proved());
+        let now = Instant::now();
+        if now >= self.sweep_due || proves && self.waits {
+            self.sweep(keeper, sql, &standing).await?;
+        }
+        let now = Instant::now();
+        if now >= self.partitions_due {
+            self.partitions_due = now + PARTITIONS_APART;
+            self.drop_partitions(sql, &standing).await?;
+        }
+        if self.waits && self.proofs.may_take(self.witness_apart, Instant::now()) {
+            self.proofs.take(standing::witness(sql).await?, Instant::now());
+            self.waits = false;
+        }
+        let Some(wanted) = self.proofs.wanted() else { return Ok(()) };
+        keeper.wanted.want(wanted);
+        if standing.flushed < wanted && self.emitted < wanted {
+            // Nobody has written since the last look: the walsender would have nothing to send.
+            standing::emit(sql).await?;
+            self.emitted = wanted;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&mut self, keeper: &Keeper, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
+        let care = &self.config.care;
+        let broom = Broom { older: standing.older, batch: care.batch, pace: care.pace, dry: false };
+        let (tally, busy) = rows::sweep(sql, self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
+        let rest = if tally.has_changed_anything() { busy } else { busy * RESTS };
+        self.sweep_due = Instant::now() + rest.max(SWEEP_APART);
+        self.waits = tally.waiting > 0;
+        self.done.waiting = 0;
+        self.done.add(tally);
+        Ok(())
+    }
+
+    async fn drop_partitions(&mut self, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
+        for outcome in partitions::drop_old(sql, self.plan, &self.proofs, standing.older, false).await? {
+            match outcome {
+                Outcome::Dropped(partition) => {
+                    info!(partition, "a partition whose events are stored was dropped");
+                    self.done.dropped.push(partition);
+                }
+                Outcome::Kept(_, waiting) => self.waits |= waiting > 0,
+                Outcome::Busy(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn sum_up(&mut self, sql: &Sql, warned: &mut Warned) -> Result<(), Failure> {
+        if Instant::now() < self.summary_due {
+            return Ok(());
+        }
+        self.summary_due = Instant::now() + SUMMARY_APART;
+        let Tally { marked, deleted, dropped, waiting } = std::mem::take(&mut self.done);
+        if marked + deleted > 0 || !dropped.is_empty() {
+            info!(marked, deleted, partitions_dropped = dropped.len(), waiting, "the outbox was cleaned up");
+        }
+        warned.look(sql, self.config, self.plan.oid).await
+    }
+}
+
+/// The slot sends another table than the one that would be cleaned up.
+pub(super) fn fits(plan: &Plan, standing: &Standing) -> Result<(), Failure> {
+    if standing.table_oid == plan.oid {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::CareSlot,
+        format!("slot `{}` proves nothing: {} was dropped and made again", plan.slot, plan.name),
+        "postrider doctor says what is wrong; no row is touched meanwhile",
+    ))
+}
+
+/// What was warned of already: each is said once until it has doubled.
+#[derive(Debug, Default)]
+struct Warned {
+    bytes: u64,
+    dead: u64,
+}
+
+impl Warned {
+    async fn look(&mut self, sql: &Sql, config: &Config, table: u32) -> Result<(), Failure> {
+        let extent = watch::extent(sql, table).await?;
+        let large = extent.is_large(config).filter(|_| extent.bytes >= self.bytes.saturating_mul(2));
+        let bloated = extent.is_bloated(config).filter(|_| extent.dead >= self.dead.saturating_mul(2));
+        if large.is_some() {
+            self.bytes = extent.bytes;
+        }
+        self.dead = match extent.is_bloated(config) {
+            Some(_) if bloated.is_some() => extent.dead,
+            Some(_) => self.dead,
+            None => 0,
+        };
+        for failure in [large, bloated].into_iter().flatten() {
+            warn!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), "the outbox needs care");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! Dropping partitions whose time is past and whose every row is proved.
+//!
+//! One transaction: writers to the old partition are locked out, its rows are looked at, and only then it
+//! is detached and dropped; a row that is not proved rolls all of it back, and so does a crash. The lock
+//! of the whole table, which a drop needs, is held for that moment alone and waited for so shortly that
+//! the writers who queue behind it do not notice. DETACH CONCURRENTLY would wait for every transaction
+//! that uses the table, leave a detached table after a crash, and refuse inserts into that time meanwhile.
+
+use super::plan::{Partitions, Plan};
+use super::proof::Proofs;
+use super::unsigned;
+use crate::error::Failure;
+use crate::postgres::client::Sql;
+use crate::state::older::Older;
+use tokio_postgres::error::SqlState;
+use tracing::debug;
+
+/// What can be done with a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is gone, or would be.
+    Dropped(String),
+    /// Rows of it must stay; so many of them wait for a proof.
+    Kept(String, u64),
+    /// Others use the table: another time.
+    Busy(String),
+}
+
+/// Drops what may go; with `dry` only looks.
+pub(super) async fn drop_old(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &Proofs,
+    older: Older,
+    dry: bool,
+) -> Result<Vec<Outcome>, Failure> {
+    let Some(partitions) = &plan.partitions else { return Ok(Vec::new()) };
+    let mut outcomes = Vec::new();
+    for name in past(sql, plan, partitions).await? {
+        let outcome = if dry {
+            match staying(sql, plan, proofs, older, &name).await? {
+                None => Outcome::Dropped(name),
+                Some(waiting) => Outcome::Kept(name, waiting),
+            }
+        } else {
+            drop_one(sql, plan, proofs, older, name).await?
+        };
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+/// Partitions, but for the default one, whose upper bound is so long past; the oldest first. The bound is
+/// printed and read in the same session, and so in the same time zone.
+async fn past(sql: &Sql, plan: &Plan, partitions: &Partitions) -> Result<Vec<String>, Failure> {
+    let key_type = partitions.key_type;
+    let query = format!(
+        "SELECT name FROM (SELECT format('%I.%I', n.nspname, c.relname) AS name, \
+         substring(pg_get_expr(c.relpartbound, c.oid) from 'TO \\(''([^'']+)''\\)$')::{key_type} AS upper \
+         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE i.inhparent = $1 AND c.relkind = 'r') AS p \
+         WHERE upper <= now() - make_interval(secs => $2) ORDER BY upper"
+    );
+    let rows = sql.client.query(&query, &[&plan.oid, &partitions.after.as_secs_f64()]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whether rows of a partition must stay, and how many of them wait for a proof.
+async fn staying(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &Proofs,
+    older: Older,
+    partition: &str,
+) -> Result<Option<u64>, Failure> {
+    let query = format!(
+        "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {partition} AS o) AS r \
+         WHERE (p AND f) IS NOT TRUE",
+        Plan::proved(),
+        plan.free(older)
+    );
+    let row = sql.client.query_one(&query, &[&proofs.horizon(), &proofs.marks()]).await?;
+    let [staying, waiting] = [0, 1].map(|column| unsigned(row.get(column)));
+    Ok((staying > 0).then_some(waiting))
+}
+
+async fn drop_one(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &Proofs,
+    older: Older,
+    partition: String,
+) -> Result<Outcome, Failure> {
+    // A look at millions of rows takes its time, and only the old partition is locked meanwhile.
+    let begin = format!("BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {partition} IN SHARE MODE");
+    let done = attempt(sql, plan, proofs, older, &partition, &begin).await;
+    let end = if matches!(done, Ok(None)) { "COMMIT" } else { "ROLLBACK" };
+    let ended = sql.client.batch_execute(end).await;
+    match done {
+        Ok(None) => ended.map(|()| Outcome::Dropped(partition)).map_err(Into::into),
+        Ok(Some(waiting)) => Ok(Outcome::Kept(partition, waiting)),
+        Err(Attempt::Busy) => {
+            debug!(partition, "others use the outbox: the partition is dropped another time");
+            Ok(Outcome::Busy(partition))
+        }
+        Err(Attempt::Failed(failure)) => Err(failure),
+    }
+}
+
+enum Attempt {
+    Busy,
+    Failed(Failure),
+}
+
+impl From<tokio_postgres::Error> for Attempt {
+    fn from(error: tokio_postgres::Error) -> Attempt {
+        match error.code() {
+            Some(&SqlState::LOCK_NOT_AVAILABLE) => Attempt::Busy,
+            _ => Attempt::Failed(error.into()),
+        }
+    }
+}
+
+/// Rows that keep it and wait, or None when it is dropped.
+async fn attempt(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &Proofs,
+    older: Older,
+    partition: &str,
+    begin: &str,
+) -> Result<Option<u64>, Attempt> {
+    sql.client.batch_execute(begin).await?;
+    let staying = staying(sql, plan, proofs, older, partition).await.map_err(Attempt::Failed)?;
+    if staying.is_some() {
+        return Ok(staying);
+    }
+    // Whoever writes meanwhile waits behind this.
+    let drop = format!(
+        "SET LOCAL lock_timeout = '200ms'; ALTER TABLE {} DETACH PARTITION {partition}; DROP TABLE {partition}",
+        plan.name
+    );
+    sql.client.batch_execute(&drop).await?;
+    Ok(None)
+}

@@ -1,0 +1,220 @@
+//! What is to be done with this table, and what keeps it from being done.
+
+use super::fit::{Found, fit_archive};
+use super::standing;
+use crate::config::{Care, Config};
+use crate::error::{Code, Failure};
+use crate::outbox::{Preset, Resolved};
+use crate::postgres::client::Sql;
+use crate::postgres::preflight::Table;
+use crate::state::older::Older;
+use postgres_protocol::escape::escape_identifier;
+use std::time::Duration;
+
+const BOOLEAN: u32 = 16;
+pub(super) const DATE: u32 = 1082;
+pub(super) const TIMESTAMP: u32 = 1114;
+pub(super) const TIMESTAMPTZ: u32 = 1184;
+
+/// How rows are marked.
+#[derive(Debug, Clone)]
+pub(super) struct Mark {
+    /// Quoted.
+    pub(super) column: String,
+    pub(super) value: &'static str,
+    /// Which rows are not.
+    pub(super) unmarked: String,
+}
+
+/// Where deleted rows go.
+#[derive(Debug, Clone)]
+pub(super) struct Archive {
+    pub(super) table: String,
+    /// Those that both have, quoted.
+    pub(super) columns: Vec<String>,
+}
+
+/// Which partitions may go.
+#[derive(Debug, Clone)]
+pub(super) struct Partitions {
+    /// The type of the key.
+    pub(super) key_type: &'static str,
+    pub(super) after: Duration,
+}
+
+/// What is to be done. Names are as SQL writes them.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) oid: u32,
+    pub(super) name: String,
+    /// Without the tables that inherit from it, which are not published as this one.
+    pub(super) from: String,
+    pub(super) partitioned: bool,
+    pub(super) id: String,
+    pub(super) mark: Option<Mark>,
+    /// Which rows are old enough to be deleted.
+    pub(super) delete: Option<String>,
+    pub(super) archive: Option<Archive>,
+    pub(super) partitions: Option<Partitions>,
+    /// Which rows the publication sends.
+    pub(super) filter: Option<String>,
+    pub(super) schema: String,
+    pub(super) slot: String,
+}
+
+/// All that keeps the clean-up of `config` from being done.
+///
+/// # Errors
+/// Postgres is away, or says no.
+pub async fn examine(
+    sql: &Sql,
+    config: &Config,
+    table: &Table,
+    resolved: &Resolved,
+) -> Result<Vec<Failure>, Failure> {
+    if !config.care.is_on() {
+        return Ok(Vec::new());
+    }
+    Ok(draw(sql, config, table, resolved).await?.1)
+}
+
+/// The plan, or the first thing that keeps it from being done.
+pub(super) async fn plan(
+    sql: &Sql,
+    config: &Config,
+    table: &Table,
+    resolved: &Resolved,
+) -> Result<Plan, Failure> {
+    let (plan, problems) = draw(sql, config, table, resolved).await?;
+    problems.into_iter().next().map_or(Ok(plan), Err)
+}
+
+async fn draw(
+    sql: &Sql,
+    config: &Config,
+    table: &Table,
+    resolved: &Resolved,
+) -> Result<(Plan, Vec<Failure>), Failure> {
+    let (care, name) = (&config.care, config.outbox.table.to_string());
+    let (mut problems, partitioned) = (Vec::new(), table.kind == 'p');
+    let mark = care.mark.then(|| mark(care, &name, table, resolved)).transpose();
+    let mark = mark.unwrap_or_else(|failure| {
+        problems.push(failure);
+        None
+    });
+    let delete = care.delete_after.map(|after| due(after, &name, table, resolved, mark.as_ref())).transpose();
+    let delete = delete.unwrap_or_else(|failure| {
+        problems.push(failure);
+        None
+    });
+    let found =
+        Found::of(sql, config, table, resolved, mark.as_ref().map(|(name, ..)| name.as_str())).await?;
+    problems.extend(found.problems(sql, config, mark.as_ref().map(|(name, ..)| name.as_str())));
+    let archive = match &care.archive_table {
+        None => None,
+        Some(archive) => match fit_archive(sql, config, table, archive).await? {
+            Ok(archive) => Some(archive),
+            Err(failure) => {
+                problems.push(failure);
+                None
+            }
+        },
+    };
+    let partitions = care.drop_partitions_after.and_then(|after| {
+        let key_type = match found.key_type? {
+            DATE => "date",
+            TIMESTAMP => "timestamp",
+            TIMESTAMPTZ => "timestamptz",
+            _ => return None,
+        };
+        Some(Partitions { key_type, after })
+    });
+    if found.older == Older::Unknown {
+        problems.push(standing::older_unknown(config, &escape_identifier(resolved.id_column())));
+    }
+    let plan = Plan {
+        oid: table.oid,
+        from: if partitioned { name.clone() } else { format!("ONLY {name}") },
+        name,
+        partitioned,
+        id: escape_identifier(resolved.id_column()),
+        mark: mark.map(|(.., mark)| mark),
+        delete,
+        archive,
+        partitions,
+        filter: found.filter,
+        schema: config.postgres.schema.clone(),
+        slot: config.postgres.slot.clone(),
+    };
+    Ok((plan, problems))
+}
+
+/// The type of a column; of a domain its base type.
+fn type_of(table: &Table, column: &str) -> Option<u32> {
+    table.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
+}
+
+/// Name and type of the marked column, and how it is marked.
+fn mark(care: &Care, name: &str, table: &Table, resolved: &Resolved) -> Result<(String, u32, Mark), Failure> {
+    let column = care.mark_column.clone().unwrap_or_else(|| {
+        if resolved.preset() == Preset::Article { "processed" } else { "processed_at" }.to_owned()
+    });
+    let quoted = escape_identifier(&column);
+    let unfit = |what: String| {
+        Err(Failure::new(Code::CareColumns, what, "name another in care.mark_column, or add one"))
+    };
+    let (value, unmarked) = match type_of(table, &column) {
+        Some(BOOLEAN) => ("true", format!("o.{quoted} IS NOT TRUE")),
+        Some(TIMESTAMPTZ) => ("now()", format!("o.{quoted} IS NULL")),
+        Some(TIMESTAMP) => ("localtimestamp", format!("o.{quoted} IS NULL")),
+        Some(_) => {
+            return unfit(format!(
+                "care.mark: column `{column}` of {name} is neither a boolean nor a timestamp"
+            ));
+        }
+        None => {
+            return unfit(format!("care.mark: {name} has no column `{column}`")).map_err(
+                |failure: Failure| {
+                    failure.sql(format!("ALTER TABLE {name} ADD COLUMN {quoted} timestamptz;"))
+                },
+            );
+        }
+    };
+    let type_oid = type_of(table, &column).unwrap_or_default();
+    Ok((column, type_oid, Mark { column: quoted, value, unmarked }))
+}
+
+/// Which rows are old enough.
+fn due(
+    after: Duration,
+    name: &str,
+    table: &Table,
+    resolved: &Resolved,
+    mark: Option<&(String, u32, Mark)>,
+) -> Result<String, Failure> {
+    if after.is_zero() {
+        return Ok("true".to_owned());
+    }
+    let created = resolved.created_at_column().and_then(|column| Some((column, type_of(table, column)?)));
+    let marked = mark.map(|(column, type_oid, _)| (column.as_str(), *type_oid));
+    let now = |type_oid| match type_oid {
+        TIMESTAMPTZ => Some("now()"),
+        TIMESTAMP | DATE => Some("localtimestamp"),
+        _ => None,
+    };
+    let aged = [created, marked].into_iter().flatten();
+    match aged.into_iter().find_map(|(column, type_oid)| Some((column, now(type_oid)?))) {
+        Some((column, now)) => Ok(format!(
+            "coalesce(o.{} < {now} - make_interval(secs => {}), false)",
+            escape_identifier(column),
+            after.as_secs_f64()
+        )),
+        None => Err(Failure::new(
+            Code::CareColumns,
+            format!("care.delete_after: {name} has no date or timestamp column that says how old a row is"),
+            "name one in outbox.created_at, or mark rows with a timestamp (care.mark, care.mark_column), or set \
+             care.delete_after = \"0s\"",
+        )
+        .sql(format!("ALTER TABLE {name} ADD COLUMN created_at timestamptz NOT NULL DEFAULT now();"))),
+    }
+}
