@@ -104,12 +104,12 @@ async fn prove(
     standing: Standing,
     told: &mut impl FnMut(&str),
 ) -> Result<Proofs, Failure> {
-    if !standing.active {
-        if let Some(proofs) = look_into_slot(sql, config, plan).await? {
-            return Ok(proofs);
-        }
-        // A relay has just begun to read it.
+    if !standing.active
+        && let Some(proofs) = look_into_slot(sql, config, plan).await?
+    {
+        return Ok(proofs);
     }
+    // A relay reads it, perhaps since just now.
     await_confirmation(sql, config, plan, scope, told).await
 }
 
