@@ -7,7 +7,7 @@ mod services;
 
 use crate::envelope::{Keys, header, payload, read_keys};
 use crate::services::{Order, Service};
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, AckKind};
 use futures_util::StreamExt as _;
@@ -133,6 +133,7 @@ async fn main() -> anyhow::Result<()> {
             workers.spawn(Arc::clone(&shop).work(service, bucket.to_owned(), stop.clone()));
         }
     }
+    ensure!(!workers.is_empty(), "no service is called {names:?}");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     select! {
         _ = terminate.recv() => {}

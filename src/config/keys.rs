@@ -228,6 +228,12 @@ pub const KEYS: &[Key] = &[
         "How long dead letters are kept after they were resolved; open ones are kept for ever",
     ),
     key(
+        "delivery.wait_visible",
+        Kind::Boolean,
+        "false",
+        "Publish an event only once others can see its transaction; without it the event may be a moment early",
+    ),
+    key(
         "care.mark",
         Kind::Boolean,
         "false",
@@ -253,12 +259,6 @@ pub const KEYS: &[Key] = &[
     ),
     key("care.batch", Kind::Integer, "1000", "Rows that one transaction marks or deletes, 1 to 100000"),
     key("care.pace", Kind::Duration, "100ms", "Rest after each of these transactions"),
-    key(
-        "delivery.wait_visible",
-        Kind::Boolean,
-        "false",
-        "Publish an event only once others can see its transaction; without it the event may be a moment early",
-    ),
     key(
         "encrypt.key_file",
         FILE,

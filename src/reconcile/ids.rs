@@ -14,6 +14,7 @@ use crate::postgres::pgoutput::{Column, Message};
 use crate::postgres::preflight::{Publication, Table, wal_insert_lsn};
 use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter;
+use crate::state::older::{self, Older, TRIMMED};
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
@@ -22,9 +23,6 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::types::ToSql;
-
-/// As NATS clients trim a header's value.
-const TRIMMED: &str = "E' \\t\\r\\n'";
 
 /// A table of millions may take its time; a policy that hides rows is an error, for the slot has them.
 const SETTINGS: &str = "SET statement_timeout = 0; SET row_security = off";
@@ -354,6 +352,29 @@ impl<'a> Ids<'a> {
             self.lacking(rows, behind)?
         );
         rows::Reader::start(self.sql, &copy).await
+    }
+
+    /// Notes the rows that are left out although nothing proves that their events are stored, for table care to
+    /// leave them alone: those that someone else has marked as processed.
+    pub(super) async fn list_left_out(&self, rows: Rows) -> Result<(), Failure> {
+        let (schema, slot) = (&self.config.postgres.schema, &self.config.postgres.slot);
+        older::settle(&self.sql.client, schema, slot).await?;
+        if rows.processed {
+            return Ok(());
+        }
+        let id = self.id();
+        let list = format!(
+            "INSERT INTO {} (slot, event_id) SELECT DISTINCT $1, {id} FROM {} AS o WHERE {} AND ({}) AND NOT EXISTS \
+             (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = {id}) ON CONFLICT DO NOTHING",
+            older::table(schema),
+            self.source,
+            self.counted(Rows { since: None, processed: true })?,
+            self.processed
+        );
+        if self.sql.client.execute(&list, &[slot]).await? > 0 {
+            older::note(&self.sql.client, schema, slot, Older::Listed).await?;
+        }
+        Ok(())
     }
 
     /// How many rows are neither stored nor put aside for good.

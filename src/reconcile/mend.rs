@@ -411,6 +411,10 @@ impl Mending<'_> {
         let mut filler = self.filler(nats, &look, session, base).await?;
         self.fill(&mut filler, behind, last_seq, of, progress).await?;
         let done = std::mem::take(&mut filler.done);
+        // With a time to begin at, what is before it stays as it was known.
+        if self.asked.since.is_none() {
+            self.ids.list_left_out(self.rows()).await?;
+        }
         self.commit().await?;
         let end = self.stream.look().await?.end;
         let row = self.settled(row, &way, begins, base, &done, end.last_seq).await?;

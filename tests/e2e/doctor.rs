@@ -96,6 +96,23 @@ async fn a_pipeline_before_init_is_told_what_is_missing() {
 }
 
 #[tokio::test]
+async fn events_that_come_before_their_rows_are_advised_against_unless_they_wait() {
+    let mut pipeline = used().await;
+    for statement in ["ALTER SYSTEM SET synchronous_standby_names = 'elsewhere'", "SELECT pg_reload_conf()"] {
+        pipeline.execute(statement).await;
+    }
+    eventually("the setting is in force", async || {
+        let set = "SELECT current_setting('synchronous_standby_names')";
+        (pipeline.ask(set).await == "elsewhere").then_some(())
+    })
+    .await;
+    let told = doctor(&pipeline).await;
+    assert_eq!(told.finding("PR0621")["level"], "advice");
+    pipeline.set("POSTRIDER_DELIVERY_WAIT_VISIBLE", "true");
+    assert!(!doctor(&pipeline).await.has("PR0621"));
+}
+
+#[tokio::test]
 async fn an_unbounded_slot_is_a_warning() {
     let pipeline = Pipeline::article().await;
     mends(&pipeline, "PR0601").await;
