@@ -582,3 +582,33 @@ async fn the_table_stays_small_under_a_constant_load() {
     assert_eq!(pipeline.last_seq().await, written);
     assert_eq!(relay.terminate().await, Some(0));
 }
+
+async fn cleans_up_on(postgres: u32) {
+    let mut pipeline = Pipeline::on(Servers { postgres: Some(postgres), ..Servers::default() }).await;
+    pipeline.execute(PARTITIONED).await;
+    pipeline.init().await;
+    pipeline.set("POSTRIDER_CARE_MARK", "true");
+    pipeline.set("POSTRIDER_CARE_DROP_PARTITIONS_AFTER", "30d");
+    let mut relay = pipeline.run().await;
+    let rows = "INSERT INTO outbox (event_type, created_at) SELECT 'a', t FROM unnest(ARRAY['2020-01-02', now(), now()]) AS t";
+    pipeline.execute(rows).await;
+    becomes(&pipeline, "outbox WHERE processed", 2).await;
+    within(PROOF, "the old partition is dropped", async || {
+        pipeline.ask("SELECT to_regclass('outbox_old')").await.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(relay.terminate().await, Some(0));
+    let (ended, report) = prune(&pipeline, &["--care-delete-after", "0s"]).await;
+    assert_eq!((&report["deleted"], ended.code), (&json!(2), Some(0)), "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(count(&pipeline, "outbox").await, 0);
+}
+
+#[tokio::test]
+async fn clean_up_works_on_the_oldest_postgres() {
+    cleans_up_on(14).await;
+}
+
+#[tokio::test]
+async fn clean_up_works_on_the_newest_postgres() {
+    cleans_up_on(18).await;
+}
