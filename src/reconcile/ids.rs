@@ -358,6 +358,11 @@ impl<'a> Ids<'a> {
     /// leave them alone: those that someone else has marked as processed.
     pub(super) async fn list_left_out(&self, rows: Rows) -> Result<(), Failure> {
         let (schema, slot) = (&self.config.postgres.schema, &self.config.postgres.slot);
+        // A schema of an earlier version: clean-up then takes no row for proved that it cannot tell.
+        let known = "SELECT to_regclass($1) IS NOT NULL";
+        if !self.sql.client.query_one(known, &[&older::table(schema)]).await?.get::<_, bool>(0) {
+            return Ok(());
+        }
         older::settle(&self.sql.client, schema, slot).await?;
         if rows.processed {
             return Ok(());

@@ -211,6 +211,7 @@ async fn a_database_that_was_moved_is_adopted_and_nothing_is_doubled() {
     let tables = [
         postrider::state::checkpoint::create_table("postrider"),
         postrider::state::dead_letter::create_table("postrider"),
+        postrider::state::older::create_table("postrider"),
     ];
     let publication = "CREATE PUBLICATION postrider FOR TABLE outbox WITH (publish = 'insert')";
     let schema = format!("{ARTICLE}; CREATE SCHEMA postrider; {}; {publication}", tables.join("; "));
