@@ -52,8 +52,8 @@ pub struct Envelope {
     source: String,
     /// The headers of the message at hand.
     headers: Vec<u8>,
-    /// Of which the texts below are.
-    transaction: Option<Lsn>,
+    /// Of which the texts below are. Rows that were read from the table have one LSN and a time each.
+    transaction: Option<(Lsn, Timestamp)>,
     /// `<origin><commit LSN>/`
     position: String,
     commit_time: String,
@@ -81,7 +81,7 @@ impl Envelope {
 
     /// Adds message `seq`, which is to be `event`, to `out`; its answer goes to `<reply><seq>`.
     pub fn write(&mut self, out: &mut BytesMut, seq: u64, reply: &str, event: &Event, stamp: Stamp<'_>) {
-        if self.transaction != Some(stamp.place.commit_lsn) {
+        if self.transaction != Some((stamp.place.commit_lsn, stamp.commit_time)) {
             self.begin(stamp);
         }
         let mut digits = itoa::Buffer::new();
@@ -128,7 +128,7 @@ impl Envelope {
         }
         self.commit_time.clear();
         let _ = write!(self.commit_time, "{commit_time}");
-        self.transaction = Some(place.commit_lsn);
+        self.transaction = Some((place.commit_lsn, commit_time));
     }
 }
 
@@ -173,6 +173,7 @@ mod tests {
             (1, 0xAB, 0, 0, "2000-01-01T00:00:00.000000Z", "7/1/postrider/00000000000000AB/0"),
             (2, 0xAB, 1, 0, "2000-01-01T00:00:00.000000Z", "7/1/postrider/00000000000000AB/1"),
             (3, 0xCD, 0, 1, "2000-01-01T00:00:00.000001Z", "7/1/postrider/00000000000000CD/0"),
+            (4, 0xCD, 1, 2, "2000-01-01T00:00:00.000002Z", "7/1/postrider/00000000000000CD/1"),
         ] {
             assert_eq!(
                 message(&mut envelope, seq, &event("e"), stamp(lsn, index, micros)),
