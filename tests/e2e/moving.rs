@@ -105,6 +105,32 @@ async fn a_move_under_load_loses_nothing_and_doubles_only_what_the_poller_took_b
 }
 
 #[tokio::test]
+async fn a_move_with_a_pause_of_the_poller_under_load_loses_and_doubles_nothing() {
+    let (pipeline, poller, mut load) = polled().await;
+    eventually("the poller works", async || {
+        (pipeline.ask("SELECT count(*) > 50 FROM outbox WHERE processed").await == "true").then_some(())
+    })
+    .await;
+    poller.stop().await;
+    let polled = ids(&pipeline, "processed").await;
+    assert!(MOVING.contains("postrider init --backfill --source-into EVENTS --as 'events.>'"));
+    let init =
+        pipeline.postrider(&["init", "--backfill", "--source-into", "EVENTS", "--as", "events.>"]).await;
+    assert_eq!(init.code, Some(0), "{}{}", init.stdout, init.stderr);
+    let mut relay = pipeline.run().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.finish().await;
+    let all = ids(&pipeline, "true").await;
+    let times = seen_by_consumers(&pipeline, &all).await;
+    assert!(times.len() == all.len() && times.values().all(|times| *times == 1), "{times:?}");
+    let relayed = pipeline.messages().await;
+    assert!(!polled.is_empty() && relayed.iter().all(|message| !polled.iter().any(|id| *id == message.id())));
+    let verify = pipeline.postrider(&["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{}{}", verify.stdout, verify.stderr);
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_move_back_loses_nothing_and_doubles_only_what_was_committed_behind_its_first_line() {
     let (pipeline, poller, mut load) = polled().await;
     let mut relay = moved(&pipeline, poller).await;

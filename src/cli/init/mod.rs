@@ -159,12 +159,17 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
     if let Some(failure) = before.row.as_ref().and_then(opening::unfinished).filter(|_| !args.backfill) {
         return Err(failure);
     }
-    if args.backfill && !before.is_ready() {
-        backfill(args, config, &nats).await?;
-        println!("ready       postrider run");
-        return Ok(());
-    }
-    match before.plan(args.adopt, config, objects, system.id) {
+    let wants_store = config.delivery.oversize == Oversize::ObjectStore;
+    let fills = args.backfill && !before.is_ready();
+    let next = if fills { Next::Backfill } else { before.plan(args.adopt, config, objects, system.id) };
+    match next {
+        Next::Backfill => {
+            // Rows that are too large go there.
+            if wants_store {
+                payloads(config, &stream).await?;
+            }
+            backfill(args, config, &nats).await?;
+        }
         Next::Nothing => {
             if args.backfill {
                 println!("backfill    not needed: what the stream lacks, postrider recover publishes");
@@ -191,7 +196,7 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
             make(config, &mut sql, &stream, &resolved, before, objects, &system, server.version_num).await?;
         }
     }
-    if config.delivery.oversize == Oversize::ObjectStore {
+    if wants_store && !fills {
         payloads(config, &stream).await?;
     }
     if let Some(shared) = &args.source_into {
@@ -350,7 +355,11 @@ struct Before {
 
 enum Next {
     Nothing,
-    Make { given_up: Vec<String> },
+    /// Rows that are there are published, and all is made on the way.
+    Backfill,
+    Make {
+        given_up: Vec<String>,
+    },
     Refuse(Box<Failure>),
 }
 
