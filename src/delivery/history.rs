@@ -30,6 +30,17 @@ impl History {
         History { system_id, timeline, switches: Vec::new() }
     }
 
+    /// Of a server whose history file, if it has one, is this.
+    ///
+    /// # Errors
+    /// A line that does not read.
+    pub fn of(system_id: u64, timeline: u32, file: Option<&str>) -> Result<History, ParseHistoryError> {
+        match file {
+            Some(file) => History::parse(system_id, timeline, file),
+            None => Ok(History::first(system_id, timeline)),
+        }
+    }
+
     /// Reads a history file: `<timeline>\t<switch point>\t<reason>` a line, `#` begins a comment.
     ///
     /// # Errors

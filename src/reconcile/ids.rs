@@ -30,8 +30,14 @@ const SETTINGS: &str = "SET statement_timeout = 0; SET row_security = off";
 /// A message of this slot that no cluster of the present system wrote has no place here; one that was
 /// published for a row is noted with sequence 0 until it is read.
 const TABLES: &str = "CREATE TEMPORARY TABLE postrider_rows (id text NOT NULL, processed boolean NOT NULL); \
-    CREATE TEMPORARY TABLE postrider_messages (id text NOT NULL, seq bigint NOT NULL, lsn pg_lsn, index bigint); \
-    CREATE TEMPORARY TABLE postrider_slot (id text NOT NULL, lsn pg_lsn NOT NULL, index bigint NOT NULL)";
+    CREATE TEMPORARY TABLE postrider_messages (id text NOT NULL, seq bigint NOT NULL, lsn pg_lsn, index bigint, \
+    at bigint); \
+    CREATE TEMPORARY TABLE postrider_slot (id text NOT NULL, lsn pg_lsn NOT NULL, index bigint NOT NULL, \
+    at bigint NOT NULL)";
+
+/// The messages `m` that the slot, confirmed up to $1, would have to send again and does not hold.
+const NOT_OF_THE_SLOT: &str = "m.lsn >= $1::text::pg_lsn AND (m.lsn - '0/0') % 8 = 0 AND NOT EXISTS (SELECT \
+    FROM pg_temp.postrider_slot AS s WHERE (s.lsn, s.index, s.id, s.at) = (m.lsn, m.index, m.id, m.at))";
 
 /// So many bytes of ids go into a table at once.
 const COPIED: usize = 1 << 20;
@@ -156,9 +162,10 @@ impl<'a> Ids<'a> {
         let mut lines = String::new();
         for (event, seq) in messages {
             let Place { commit_lsn, index } = event.position.place;
+            let (id, at) = (escaped(&event.event_id), event.commit_time.0);
             let _ = match event.position.system_id == self.system_id {
-                true => writeln!(lines, "{}\t{seq}\t{commit_lsn}\t{index}", escaped(&event.event_id)),
-                false => writeln!(lines, "{}\t{seq}\t\\N\t\\N", escaped(&event.event_id)),
+                true => writeln!(lines, "{id}\t{seq}\t{commit_lsn}\t{index}\t{at}"),
+                false => writeln!(lines, "{id}\t{seq}\t\\N\t\\N\t\\N"),
             };
         }
         self.copy("postrider_messages", lines).await
@@ -166,7 +173,7 @@ impl<'a> Ids<'a> {
 
     /// Adds events that are settled otherwise: dead letters that this snapshot does not show.
     pub(super) async fn put_settled(&self, ids: &[String]) -> Result<(), Failure> {
-        let lines = ids.iter().map(|id| format!("{}\t0\t\\N\t\\N\n", escaped(id))).collect();
+        let lines = ids.iter().map(|id| format!("{}\t0\t\\N\t\\N\t\\N\n", escaped(id))).collect();
         self.copy("postrider_messages", lines).await
     }
 
@@ -190,7 +197,7 @@ impl<'a> Ids<'a> {
         behind: Option<Place>,
         upto: Lsn,
     ) -> Result<Peeked, Failure> {
-        self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?;
+        self.forget_slot().await?;
         flushed(side, upto).await?;
         side.client.batch_execute("SET statement_timeout = 0").await?;
         let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, \
@@ -203,7 +210,8 @@ impl<'a> Ids<'a> {
             Ok(changes) => Box::pin(changes),
             Err(error) => return unpeeked(error),
         };
-        let (mut commit_lsn, mut index, mut id_at, mut lines) = (Lsn::ZERO, 0, None, String::new());
+        let (mut commit_lsn, mut at, mut index, mut id_at, mut lines) =
+            (Lsn::ZERO, 0, 0, None, String::new());
         loop {
             let change = match changes.try_next().await {
                 Ok(Some(change)) => change,
@@ -214,7 +222,7 @@ impl<'a> Ids<'a> {
             let message = message
                 .map_err(|error| Failure::new(Code::Unexpected, format!("pgoutput: {error}"), "report it"))?;
             match message {
-                Message::Begin(begin) => (commit_lsn, index) = (begin.final_lsn, 0),
+                Message::Begin(begin) => (commit_lsn, at, index) = (begin.final_lsn, begin.commit_time.0, 0),
                 Message::Relation(relation) if relation.oid == table_oid => {
                     id_at = relation.columns.iter().position(|column| *column.name == *self.id_column);
                 }
@@ -224,7 +232,7 @@ impl<'a> Ids<'a> {
                     let id = id_at.and_then(|at| insert.tuple.get(at));
                     if let (true, Some(Column::Text(id))) = (Some(place) > behind, id) {
                         let id = escaped(&String::from_utf8_lossy(id));
-                        let _ = writeln!(lines, "{id}\t{commit_lsn}\t{}", place.index);
+                        let _ = writeln!(lines, "{id}\t{commit_lsn}\t{}\t{at}", place.index);
                     }
                 }
                 _ => {}
@@ -237,58 +245,96 @@ impl<'a> Ids<'a> {
         Ok(Peeked::Done)
     }
 
-    /// What slot, stream and table say of each other, after a peek.
-    pub(super) async fn found(&self, confirmed: Lsn) -> Result<Found, Failure> {
+    /// Forgets what a peek has noted.
+    pub(super) async fn forget_slot(&self) -> Result<(), Failure> {
+        Ok(self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?)
+    }
+
+    /// What slot, stream and table say of each other, after a peek. `last`: the stream's last event that the slot
+    /// would send again.
+    pub(super) async fn found(
+        &self,
+        confirmed: Lsn,
+        last: Option<(u64, Box<Identity>)>,
+    ) -> Result<Found, Failure> {
         let client = &self.sql.client;
         let confirmed_text = confirmed.to_string();
-        let differs = client
-            .query_opt(
-                "SELECT format('event %s at %s/%s', m.id, m.lsn, m.index) FROM pg_temp.postrider_messages AS m \
-                 WHERE m.lsn >= $1::text::pg_lsn AND (m.lsn - '0/0') % 8 = 0 AND NOT EXISTS (SELECT \
-                 FROM pg_temp.postrider_slot AS s WHERE (s.lsn, s.index, s.id) = (m.lsn, m.index, m.id)) \
-                 ORDER BY m.lsn, m.index LIMIT 1",
-                &[&confirmed_text],
-            )
-            .await?;
+        let query = format!(
+            "SELECT format('event %s at %s/%s', m.id, m.lsn, m.index) FROM pg_temp.postrider_messages AS m \
+             WHERE {NOT_OF_THE_SLOT} ORDER BY m.lsn, m.index LIMIT 1"
+        );
+        let differs = client.query_opt(&query, &[&confirmed_text]).await?;
+        // Up to the last one the relay skips whatever comes.
+        let (lsn, index) = last.as_ref().map_or((Lsn::ZERO, -1), |(_, event)| {
+            let place = event.position.place;
+            (place.commit_lsn, bigint(place.index))
+        });
         let doubled = client
             .query_one(
-                "SELECT count(*) FROM pg_temp.postrider_slot AS s WHERE EXISTS (SELECT \
-                 FROM pg_temp.postrider_messages AS m WHERE m.id = s.id \
-                 AND (m.lsn, m.index) IS DISTINCT FROM (s.lsn, s.index)) AND NOT EXISTS (SELECT \
-                 FROM pg_temp.postrider_messages AS m WHERE (m.lsn, m.index) = (s.lsn, s.index))",
-                &[],
+                "SELECT count(*) FROM pg_temp.postrider_slot AS s WHERE (s.lsn, s.index) > ($1::text::pg_lsn, $2) \
+                 AND EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = s.id)",
+                &[&lsn.to_string(), &index],
             )
             .await?;
         Ok(Found {
             exists: true,
             confirmed,
+            last,
             differs: differs.map(|row| row.get(0)),
             doubled: unsigned(doubled.get(0)),
-            ..Found::default()
+            unusable: None,
         })
+    }
+
+    /// Forgets the events of a history that this server never had: rows of now may have their ids.
+    pub(super) async fn forget_other_history(&self, confirmed: Lsn) -> Result<(), Failure> {
+        let delete = format!("DELETE FROM pg_temp.postrider_messages AS m WHERE {NOT_OF_THE_SLOT}");
+        self.sql.client.execute(&delete, &[&confirmed.to_string()]).await?;
+        Ok(())
     }
 
     /// The sequence of the stream's last event at `from` or later.
     pub(super) async fn last_seq_from(&self, from: Lsn) -> Result<Option<u64>, Failure> {
-        let query = "SELECT seq FROM pg_temp.postrider_messages WHERE lsn >= $1::text::pg_lsn \
-            ORDER BY lsn DESC, index DESC, seq DESC LIMIT 1";
-        let last = self.sql.client.query_opt(query, &[&from.to_string()]).await?;
+        self.last_seq_where(">=", from).await
+    }
+
+    /// The sequence of the stream's last event at `lsn`.
+    pub(super) async fn last_seq_at(&self, lsn: Lsn) -> Result<Option<u64>, Failure> {
+        self.last_seq_where("=", lsn).await
+    }
+
+    async fn last_seq_where(&self, compares: &str, lsn: Lsn) -> Result<Option<u64>, Failure> {
+        let query = format!(
+            "SELECT seq FROM pg_temp.postrider_messages WHERE lsn {compares} $1::text::pg_lsn \
+             ORDER BY lsn DESC, index DESC, seq DESC LIMIT 1"
+        );
+        let last = self.sql.client.query_opt(&query, &[&lsn.to_string()]).await?;
         Ok(last.map(|row| unsigned(row.get(0))))
     }
 
-    /// Whether the slot holds more of the transaction at `place`.
-    pub(super) async fn holds_more_of(&self, place: Place) -> Result<bool, Failure> {
-        let query = "SELECT EXISTS (SELECT FROM pg_temp.postrider_slot \
-            WHERE lsn = $1::text::pg_lsn AND index > $2)";
-        let index = i64::try_from(place.index).unwrap_or(i64::MAX);
-        Ok(self.sql.client.query_one(query, &[&place.commit_lsn.to_string(), &index]).await?.get(0))
+    /// How much more of the transaction at `place` the slot holds, and how much of that the table lacks.
+    pub(super) async fn rest_of(&self, place: Place) -> Result<(u64, u64), Failure> {
+        let id = self.id();
+        let query = format!(
+            "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {} AS o WHERE {id} = s.id)) \
+             FROM pg_temp.postrider_slot AS s WHERE s.lsn = $1::text::pg_lsn AND s.index > $2",
+            self.source
+        );
+        let rest = [&place.commit_lsn.to_string() as &(dyn ToSql + Sync), &bigint(place.index)];
+        let rest = self.sql.client.query_one(&query, &rest).await?;
+        Ok((unsigned(rest.get(0)), unsigned(rest.get(1))))
     }
 
-    /// The index behind those of the stream's events at `lsn`.
+    /// The index behind those of the stream's events and of the letters at `lsn`.
     pub(super) async fn next_index(&self, lsn: Lsn) -> Result<u64, Failure> {
-        let query =
-            "SELECT coalesce(max(index) + 1, 0) FROM pg_temp.postrider_messages WHERE lsn = $1::text::pg_lsn";
-        Ok(unsigned(self.sql.client.query_one(query, &[&lsn.to_string()]).await?.get(0)))
+        let query = format!(
+            "SELECT greatest((SELECT coalesce(max(index) + 1, 0) FROM pg_temp.postrider_messages \
+             WHERE lsn = $1::text::pg_lsn), (SELECT coalesce(max(index) + 1, 0) FROM {} \
+             WHERE slot = $2 AND commit_lsn = $1::text::pg_lsn))",
+            dead_letter::table(&self.config.postgres.schema)
+        );
+        let of = [&lsn.to_string() as &(dyn ToSql + Sync), &self.config.postgres.slot];
+        Ok(unsigned(self.sql.client.query_one(&query, &of).await?.get(0)))
     }
 
     /// Rows `o` of `rows` that neither stream nor letters have, and that the slot does not hold behind
@@ -296,7 +342,11 @@ impl<'a> Ids<'a> {
     fn lacking(&self, rows: Rows, behind: Option<Place>) -> Result<String, Failure> {
         let id = self.id();
         let to_come = behind.map_or_else(String::new, |place| {
-            format!(" AND (s.lsn, s.index) > ('{}'::pg_lsn, {}::bigint)", place.commit_lsn, place.index)
+            format!(
+                " AND (s.lsn, s.index) > ('{}'::pg_lsn, {}::bigint)",
+                place.commit_lsn,
+                bigint(place.index)
+            )
         });
         Ok(format!(
             "FROM {} AS o WHERE {} \
@@ -442,6 +492,11 @@ impl<'a> Ids<'a> {
             ..Report::default()
         })
     }
+}
+
+/// Positions stay far below 2^63.
+fn bigint(index: u64) -> i64 {
+    i64::try_from(index).unwrap_or(i64::MAX)
 }
 
 /// Counts are not negative.

@@ -20,6 +20,7 @@ use super::publish::{Done, Filler, fenced};
 use super::{Progress, Stray, verify};
 use crate::config::Config;
 use crate::delivery::checkpoint::{Checkpoint, Objects};
+use crate::delivery::history::History;
 use crate::delivery::opening::Stored;
 use crate::delivery::position::{Identity, Place};
 use crate::error::{Code, Disposition, Failure};
@@ -153,6 +154,15 @@ pub async fn mend(
     preflight::letters(&sql, config).await?;
     let mut connection = sql.walsender(&sql.target).await?;
     let system = facts::identify(&mut connection).await?;
+    if system.started_at != facts::started_at(&sql).await? {
+        return Err(Failure::new(
+            Code::PostgresSession,
+            "SQL and replication reached two different servers",
+            "name one server in postgres.url rather than a moving address, then the same command again",
+        ));
+    }
+    let history = History::of(system.id, system.timeline, system.history.as_deref());
+    let history = history.map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))?;
     let row = checkpoint::read(&sql, &config.postgres.schema, &config.postgres.slot).await?;
     let passed_seq = match (&row, asked.adopt) {
         (Some(row), false) => row.passed_seq,
@@ -171,7 +181,10 @@ pub async fn mend(
         table: &table,
         resolved: &resolved,
         system: &system,
+        history,
         row,
+        created: None,
+        other_history: None,
         read: 0,
         own: 0,
     };
@@ -196,8 +209,13 @@ struct Mending<'a> {
     resolved: &'a Resolved,
     objects: Objects,
     system: &'a System,
+    history: History,
     stream: Stream,
     row: Option<Checkpoint>,
+    /// When the stream was made that is being read.
+    created: Option<Timestamp>,
+    /// The stream was found to have events that this server never had, which are forgotten since.
+    other_history: Option<String>,
     /// Messages up to this one are read.
     read: u64,
     /// Of which so many are this slot's.
@@ -213,10 +231,12 @@ impl Mending<'_> {
         Rows { since: self.asked.since, processed: self.asked.processed }
     }
 
+    /// The stream, which goes on behind what was read of it.
     async fn look(&self) -> Result<Option<Look>, Failure> {
         match self.stream.look().await {
             Ok(look) => {
                 look.config.fits(self.stream.name(), self.resolved.subject())?;
+                self.goes_on(&look, self.read)?;
                 Ok(Some(look))
             }
             Err(failure) if failure.code == Code::StreamMissing => Ok(None),
@@ -224,21 +244,31 @@ impl Mending<'_> {
         }
     }
 
+    /// Whether the stream still has what was read up to `seq`.
+    fn goes_on(&self, look: &Look, seq: u64) -> Result<(), Failure> {
+        let other = self.created.is_some_and(|created| created != look.end.created);
+        if !other && look.end.last_seq >= seq {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Code::StreamWentBack,
+            format!("stream `{}` went back while it was read", self.stream.name()),
+            "the same command again: it reads the stream anew",
+        ))
+    }
+
     /// What there is to do; leaves everything as it is.
     async fn survey(&mut self, progress: &mut impl FnMut(Progress)) -> Result<Survey, Failure> {
         let look = self.look().await?;
+        self.created = look.as_ref().map(|look| look.end.created);
         let last_seq = look.as_ref().map_or(0, |look| look.end.last_seq);
         self.scan(last_seq, progress).await?;
+        // Again: messages may have expired meanwhile.
+        let look = self.look().await?;
         self.is_permitted(look.as_ref())?;
         self.begin().await?;
-        let (way, behind) = self.way().await?;
-        let missing = self.ids.lacking_count(self.rows(), behind).await?;
-        if let (Way::Keep { behind: Some((_, event)), .. }, true) = (&way, missing > 0) {
-            let place = event.position.place;
-            if !place.is_from_table() && self.ids.holds_more_of(place).await? {
-                return Err(plan::cut(event));
-            }
-        }
+        let way = self.way().await?;
+        let (_, missing) = self.to_come(&way).await?;
         self.commit().await?;
         let (foreign, foreign_messages) = self.order.foreign();
         let outdated = self.outdated(look.as_ref(), &way);
@@ -317,8 +347,9 @@ impl Mending<'_> {
             let upto = last.min(self.read + CHUNK);
             let mut ours = Vec::new();
             for (seq, stored) in self.stream.messages(self.read + 1, upto).await? {
-                if let Seen::Ours(event) = self.order.message(seq, stored) {
-                    ours.push((event, seq));
+                match self.order.message(seq, stored) {
+                    Seen::Ours(event) if !self.is_phantom(&event) => ours.push((event, seq)),
+                    Seen::Ours(_) | Seen::Other => {}
                 }
             }
             self.own += ours.len() as u64;
@@ -327,6 +358,11 @@ impl Mending<'_> {
             progress(Progress::Read(upto, last));
         }
         Ok(())
+    }
+
+    /// It was committed on a former primary and lost in a fail-over: a row of now may have its id.
+    fn is_phantom(&self, event: &Identity) -> bool {
+        event.position.system_id == self.system.id && !self.history.contains(&event.position)
     }
 
     /// One snapshot from here on.
@@ -338,19 +374,18 @@ impl Mending<'_> {
         Ok(self.sql.client.batch_execute("COMMIT").await?)
     }
 
-    /// What becomes of the slot, and the place behind which what it holds is to come: from a snapshot that
-    /// begins here.
-    async fn way(&self) -> Result<(Way, Option<Place>), Failure> {
+    /// What becomes of the slot, from a snapshot that begins here.
+    async fn way(&mut self) -> Result<Way, Failure> {
         // The first statement takes the snapshot, and then reads this.
         let upto = wal_insert_lsn(self.sql).await?;
         let name = self.slot();
         let unusable = |exists, why: String| Found { unusable: Some(why), exists, ..Found::default() }.way();
         let Some(slot) = facts::slot(self.side, name).await? else {
-            return Ok((unusable(false, "there is none".to_owned()), None));
+            return Ok(unusable(false, "there is none".to_owned()));
         };
         match preflight::fit_slot(name, &slot) {
             Err(failure) if matches!(failure.code, Code::SlotLost | Code::SlotAhead) => {
-                return Ok((unusable(true, failure.message), None));
+                return Ok(unusable(true, failure.message));
             }
             fit => fit?,
         }
@@ -360,21 +395,73 @@ impl Mending<'_> {
         let Some(confirmed) = slot.confirmed else { return Err(preflight::blocked(self.side, name).await?) };
         match self.ids.peek(self.side, self.table.oid, None, upto).await? {
             Peeked::Busy => return Err(in_use(name)),
-            Peeked::Undecodable(why) => return Ok((unusable(true, why), None)),
+            Peeked::Undecodable(why) => return Ok(unusable(true, why)),
             Peeked::Done => {}
         }
-        let mut found = self.ids.found(confirmed).await?;
-        if let Some(seq) = self.ids.last_seq_from(confirmed).await?
-            && let Stored::Event(event) = self.stream.message(seq).await?
-        {
-            found.last = Some((seq, event));
+        let last = self.last_sent(confirmed).await?;
+        let mut found = self.ids.found(confirmed, last).await?;
+        found.differs = self.other_history.clone().or(found.differs);
+        if let Some(event) = &found.differs {
+            self.ids.forget_other_history(confirmed).await?;
+            self.other_history = Some(event.clone());
         }
-        let way = found.way();
-        let behind = match &way {
-            Way::Keep { behind, .. } => behind.as_ref().map(|(_, event)| event.position.place),
-            Way::Anew { .. } => None,
+        Ok(found.way())
+    }
+
+    /// The last event that the slot would send again and that was stored: by the stream, or by the row where
+    /// its message has expired.
+    async fn last_sent(&self, confirmed: Lsn) -> Result<Option<(u64, Box<Identity>)>, Failure> {
+        let mut last = None;
+        if let Some(seq) = self.ids.last_seq_from(confirmed).await? {
+            last = Some((seq, self.event(seq).await?));
+        }
+        let Some(row) = &self.row else { return Ok(last) };
+        let Some(known) = row.last.as_ref().filter(|known| self.history.contains(&known.position)) else {
+            return Ok(last);
         };
-        Ok((way, behind))
+        let place = known.position.place;
+        let later = last.as_ref().is_none_or(|(_, event)| event.position.place < place);
+        let of_this = row.stream == self.stream.name() && Some(row.stream_created) == self.created;
+        if place.commit_lsn >= confirmed && later && of_this && row.seq <= self.read {
+            let gone = self.stream.message(row.seq).await? == Stored::Gone;
+            last = if gone { Some((row.seq, Box::new(known.clone()))) } else { last };
+        }
+        Ok(last)
+    }
+
+    /// The event that was read at `seq`.
+    async fn event(&self, seq: u64) -> Result<Box<Identity>, Failure> {
+        match self.stream.message(seq).await? {
+            Stored::Event(event) => Ok(event),
+            Stored::Gone | Stored::Foreign(_) => Err(Failure::new(
+                Code::NatsSession,
+                format!("message {seq} of stream `{}` went while the stream was read", self.stream.name()),
+                "the same command again: it reads the stream anew",
+            )),
+        }
+    }
+
+    /// The place behind which what the slot holds is to come by itself, and how many rows lack besides.
+    async fn to_come(&self, way: &Way) -> Result<(Option<Place>, u64), Failure> {
+        if let Way::Anew { .. } = way {
+            // A new slot sends none of it.
+            self.ids.forget_slot().await?;
+        }
+        let Way::Keep { behind: Some((_, event)), .. } = way else {
+            return Ok((None, self.ids.lacking_count(self.rows(), None).await?));
+        };
+        let place = event.position.place;
+        let lacking = self.ids.lacking_count(self.rows(), Some(place)).await?;
+        let (rest, deleted) = self.ids.rest_of(place).await?;
+        if lacking == 0 || rest == 0 {
+            return Ok((Some(place), lacking));
+        }
+        if deleted > 0 {
+            return Err(plan::cut(event));
+        }
+        // The relay goes on behind the whole transaction: its rest is published with the others.
+        let whole = Place { index: u64::MAX, ..place };
+        Ok((Some(whole), self.ids.lacking_count(self.rows(), Some(whole)).await?))
     }
 
     async fn mend(
@@ -389,35 +476,37 @@ impl Mending<'_> {
             Some(look) => look,
             None => self.stream.create(&New::of(&self.config.nats, self.resolved.subject())?).await?,
         };
+        self.created = Some(look.end.created);
         let session = fastrand::i64(1..);
         let row = self.claimed(&look, session);
         checkpoint::put(&self.side.client, &self.config.postgres.schema, &row).await?;
         self.relay_ended().await?;
-        let last_seq = self.stream.look().await?.end.last_seq;
+        let look = self.look().await?.ok_or_else(|| self.vanished())?;
+        let last_seq = look.end.last_seq;
         self.scan(last_seq, progress).await?;
         self.begin().await?;
-        let (way, mut behind) = self.way().await?;
-        let mut begins = match &way {
-            Way::Keep { confirmed, .. } => *confirmed,
-            Way::Anew { .. } => Lsn::ZERO,
+        let way = self.way().await?;
+        let (begins, (behind, of)) = match &way {
+            Way::Keep { confirmed, .. } => (*confirmed, self.to_come(&way).await?),
+            Way::Anew { drop, .. } => {
+                self.commit().await?;
+                let begins = self.new_slot(connection, *drop, failover).await?;
+                (begins, self.to_come(&way).await?)
+            }
         };
-        if let Way::Anew { drop, .. } = way {
-            self.commit().await?;
-            begins = self.new_slot(connection, drop, failover).await?;
-            behind = None;
-        }
-        let of = self.ids.lacking_count(self.rows(), behind).await?;
         let base = way.base(begins);
         let mut filler = self.filler(nats, &look, session, base).await?;
         self.fill(&mut filler, behind, last_seq, of, progress).await?;
         let done = std::mem::take(&mut filler.done);
+        self.commit().await?;
         // With a time to begin at, what is before it stays as it was known.
         if self.asked.since.is_none() {
             self.ids.list_left_out(self.rows()).await?;
         }
-        self.commit().await?;
-        let end = self.stream.look().await?.end;
-        let row = self.settled(row, &way, begins, base, &done, end.last_seq).await?;
+        let last = done.last.as_ref().map_or(last_seq, |(seq, _)| (*seq).max(last_seq));
+        let look = self.look().await?.ok_or_else(|| self.vanished())?;
+        self.goes_on(&look, last)?;
+        let row = self.settled(row, &way, begins, base, &done, last).await?;
         if !checkpoint::write(self.side, &self.config.postgres.schema, &row).await? {
             return Err(fenced());
         }
@@ -426,8 +515,16 @@ impl Mending<'_> {
             lettered: done.lettered,
             accepted: if self.asked.accept { survey.foreign } else { 0 },
             slot_lsn: begins.to_string(),
-            last_seq: end.last_seq,
+            last_seq: look.end.last_seq,
         })
+    }
+
+    fn vanished(&self) -> Failure {
+        Failure::new(
+            Code::StreamMissing,
+            format!("stream `{}` was deleted meanwhile", self.stream.name()),
+            "the same command again: it makes the stream anew",
+        )
     }
 
     /// The row while this goes on: with what now identifies everything, and no one may stream.
@@ -445,7 +542,11 @@ impl Mending<'_> {
             session,
             seq: known.map_or(last_seq, |row| row.seq.min(last_seq)),
             last: known.and_then(|row| row.last.clone()),
-            passed_seq: known.map_or(0, |row| row.passed_seq.min(last_seq)),
+            // Also for an attempt after this one, which need not be told.
+            passed_seq: match self.asked.adopt {
+                true => self.read,
+                false => known.map_or(0, |row| row.passed_seq.min(last_seq)),
+            },
             settled_lsn: known.map_or(Lsn::ZERO, |row| row.settled_lsn),
             confirmed_seq: known.map_or(0, |row| row.confirmed_seq.min(last_seq)),
         }
@@ -462,11 +563,8 @@ impl Mending<'_> {
         last_seq: u64,
     ) -> Result<Checkpoint, Failure> {
         // What was stored though its answer was lost was read since.
-        let read = match self.ids.last_seq_from(base).await? {
-            Some(seq) => match self.stream.message(seq).await? {
-                Stored::Event(event) => Some((seq, *event)),
-                Stored::Gone | Stored::Foreign(_) => None,
-            },
+        let read = match self.ids.last_seq_at(base).await? {
+            Some(seq) => Some((seq, *self.event(seq).await?)),
             None => None,
         };
         let filled = read.into_iter().chain(done.last.clone()).max_by_key(|(seq, _)| *seq);
@@ -475,7 +573,7 @@ impl Mending<'_> {
             Way::Anew { .. } => None,
         };
         let last: Option<(u64, Identity)> = filled.clone().or(kept.clone());
-        let other_history = matches!(way, Way::Anew { drop: true, .. });
+        let other_history = matches!(way, Way::Anew { other_history: true, .. });
         let judged = self.asked.accept || self.asked.adopt || other_history;
         Ok(Checkpoint {
             phase: "ready".to_owned(),
@@ -536,7 +634,6 @@ impl Mending<'_> {
         self.begin().await?;
         let snapshot = format!("SET TRANSACTION SNAPSHOT {}", escape_literal(&text(2)?));
         self.sql.client.batch_execute(&snapshot).await?;
-        self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?;
         Ok(consistent)
     }
 
@@ -595,31 +692,47 @@ impl Mending<'_> {
             if settled > moved.1 {
                 moved = (Instant::now(), settled);
             }
-            if failure.code.disposition() != Disposition::Retry || moved.0.elapsed() >= PATIENCE {
+            let hopeless = failure.code == Code::SessionTaken || moved.0.elapsed() >= PATIENCE;
+            if failure.code.disposition() != Disposition::Retry || hopeless {
                 return Err(failure);
             }
             sleep(PAUSE).await;
-            let read = self.read_again(last_seq).await;
-            match read {
-                Ok(last) => last_seq = last,
-                Err(failure) if failure.code.disposition() == Disposition::Retry => {}
-                Err(failure) => return Err(failure),
+            match self.read_again(filler, &mut last_seq).await {
+                Err(failure) if failure.code.disposition() != Disposition::Retry => return Err(failure),
+                Ok(()) | Err(_) => {}
             }
         }
     }
 
-    /// What of the last round was stored: the stream's end.
-    async fn read_again(&self, behind: u64) -> Result<u64, Failure> {
-        let last = self.stream.look().await?.end.last_seq;
-        let mut ours = Vec::new();
-        for (seq, stored) in self.stream.messages(behind + 1, last).await? {
-            match stored {
-                Stored::Event(event) if event.position.slot == self.slot() => ours.push((event, seq)),
-                Stored::Event(_) | Stored::Gone | Stored::Foreign(_) => {}
+    /// What of the last round was stored, behind `last_seq`, which becomes the stream's end.
+    async fn read_again(&self, filler: &Filler<'_>, last_seq: &mut u64) -> Result<(), Failure> {
+        let look = self.look().await?.ok_or_else(|| self.vanished())?;
+        let stored = filler.done.last.as_ref().map_or(0, |(seq, _)| *seq);
+        self.goes_on(&look, stored.max(*last_seq))?;
+        while *last_seq < look.end.last_seq {
+            let upto = look.end.last_seq.min(*last_seq + CHUNK);
+            let mut ours = Vec::new();
+            for (seq, stored) in self.stream.messages(*last_seq + 1, upto).await? {
+                match stored {
+                    Stored::Event(event) if event.position.slot != self.slot() => {}
+                    Stored::Event(event) if event.position.place.commit_lsn == filler.base => {
+                        ours.push((event, seq));
+                    }
+                    // A relay's that had lost the slot: it belongs before what was published since.
+                    Stored::Event(_) => {
+                        return Err(Failure::new(
+                            Code::SlotInUse,
+                            format!("message {seq} came late from a relay that had ended"),
+                            "the same command again: it reads the stream anew",
+                        ));
+                    }
+                    Stored::Gone | Stored::Foreign(_) => {}
+                }
             }
+            self.ids.put_messages(&ours).await?;
+            *last_seq = upto;
         }
-        self.ids.put_messages(&ours).await?;
-        Ok(last)
+        Ok(())
     }
 }
 

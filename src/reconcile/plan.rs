@@ -32,6 +32,8 @@ pub enum Way {
         why: String,
         /// There is one to be dropped.
         drop: bool,
+        /// The stream has events that this server never had.
+        other_history: bool,
     },
 }
 
@@ -54,15 +56,18 @@ pub(super) struct Found {
 impl Found {
     /// What is to be done.
     pub(super) fn way(self) -> Way {
-        let anew = |why: String| Way::Anew { why, drop: self.exists };
+        let anew = |why: String, other_history| Way::Anew { why, drop: self.exists, other_history };
         if let Some(why) = self.unusable {
-            return anew(why);
+            return anew(why, false);
         }
         if let Some(event) = self.differs {
-            return anew(format!("the stream has {event}, which the slot has not: another history"));
+            return anew(format!("the stream has {event}, which the slot has not: another history"), true);
         }
         if self.doubled > 0 {
-            return anew(format!("the slot would send {} events again that the stream has", self.doubled));
+            return anew(
+                format!("the slot would send {} events again that the stream has", self.doubled),
+                false,
+            );
         }
         Way::Keep { confirmed: self.confirmed, behind: self.last }
     }
@@ -79,11 +84,15 @@ impl Way {
     }
 }
 
-/// The stream ends within a transaction of the slot: what is published behind it would hide its rest.
+/// The stream ends within a transaction of the slot: what is published behind it would hide its rest, of which
+/// the table has not all.
 pub(super) fn cut(event: &Identity) -> Failure {
     Failure::new(
         Code::CheckpointUnfit,
-        format!("the stream ends within the transaction of event `{}`, and rows are missing", event.event_id),
+        format!(
+            "the stream ends within the transaction of event `{}`, of whose other rows some were deleted",
+            event.event_id
+        ),
         "let a relay finish it first: postrider run, for some seconds. Then postrider recover again",
     )
 }

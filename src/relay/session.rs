@@ -106,6 +106,9 @@ async fn open<S: Sides>(
     }
     let objects = base.objects(&table).await?;
     let known = row(base.row().await?, config)?;
+    if let Some(failure) = opening::unfinished(&known) {
+        return Err(failure);
+    }
     if known.objects != objects {
         return Err(preflight::changed(&config.postgres.publication, Some(objects), known.objects));
     }
@@ -275,11 +278,8 @@ async fn take_slot(
                 "none is needed: the relay tries again. Name the servers in postgres.url rather than a moving address",
             ));
         }
-        let history = match &system.history {
-            Some(file) => History::parse(system.id, system.timeline, file)
-                .map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))?,
-            None => History::first(system.id, system.timeline),
-        };
+        let history = History::of(system.id, system.timeline, system.history.as_deref())
+            .map_err(|error| Failure::new(Code::Unexpected, error.to_string(), "report it"))?;
         // The row may have moved while this relay stood by.
         let known = if told { row(base.row().await?, config)? } else { known.clone() };
         let start = known.last.as_ref().map_or(Lsn::ZERO, |last| last.position.place.commit_lsn);

@@ -101,13 +101,15 @@ pub async fn read(sql: &Sql, schema: &str, slot: &str) -> Result<Option<Checkpoi
     Ok(row.map(|row| from_row(&row)).transpose()?)
 }
 
-/// Takes the row for `session` and reads it in the same statement; none when there is none.
+/// Takes the row for `session` and reads it in the same statement; none when there is none. A row that a
+/// command works with stays the command's.
 ///
 /// # Errors
 /// See [`RowError`].
 pub async fn take(sql: &Sql, schema: &str, slot: &str, session: i64) -> Result<Option<Checkpoint>, RowError> {
     let query = format!(
-        "UPDATE {} SET session = $2, updated_at = now() WHERE slot = $1 RETURNING {COLUMNS}",
+        "UPDATE {} SET session = CASE WHEN phase = 'ready' THEN $2 ELSE session END, updated_at = now() \
+         WHERE slot = $1 RETURNING {COLUMNS}",
         table(schema)
     );
     let row = sql.client.query_opt(&query, &[&slot, &session]).await?;

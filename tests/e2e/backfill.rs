@@ -68,10 +68,13 @@ async fn a_backfilled_event_is_the_one_that_the_slot_would_have_sent() {
     let row = r#"INSERT INTO outbox (event_type, payload) VALUES ('a', '{"t": "tab\tline\nback\\slash", "ü": [1.50, null]}'), ('n', NULL)"#;
     pipeline.execute(row).await;
     backfill(&pipeline).await;
+    let checkpoint = pipeline.ask("SELECT to_jsonb(p) FROM postrider.pipeline AS p").await;
     let mut relay = pipeline.run().await;
     pipeline.execute(row).await;
     let messages = pipeline.exactly(4).await;
     assert_eq!(relay.terminate().await, Some(0));
+    let last = &messages[1];
+    assert!(!relay.stderr().contains("went back"), "{checkpoint} and {:?}", last.headers);
     for (filled, sent) in [(0, 2), (1, 3)] {
         let (filled, sent) = (&messages[filled], &messages[sent]);
         assert_eq!((&filled.subject, &filled.payload), (&sent.subject, &sent.payload));
@@ -119,4 +122,24 @@ async fn a_lost_nats_in_between_costs_a_pause() {
     let ended = filling.ended().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(ids(&pipeline.exactly(30_000).await), (1..=30_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_meanwhile_is_refused_and_disturbs_nothing() {
+    let pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    pipeline
+        .execute("INSERT INTO outbox (event_type, payload) SELECT 'a', '{}' FROM generate_series(1, 30000)")
+        .await;
+    let filling = pipeline.spawn(&["init", "--backfill"]);
+    eventually("some rows are published", async || {
+        let stream = pipeline.jetstream().await.get_stream("OUTBOX").await.ok()?;
+        (stream.cached_info().state.messages >= 1000).then_some(())
+    })
+    .await;
+    let refused = pipeline.postrider(&["run"]).await;
+    assert!(refused.code == Some(5) && refused.stderr.contains("PR0406"), "{}", refused.stderr);
+    let ended = filling.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(pipeline.exactly(30_000).await.len(), 30_000);
 }

@@ -202,6 +202,32 @@ async fn a_failover_without_a_failover_slot_ends_the_relay_with_exit_5() {
     refused(&relay.ended().await, (5, "PR0401", "recover"));
 }
 
+/// `recover`, and a relay that then has every row of `server` in the stream once and in order.
+async fn is_recovered(pipeline: &Pipeline, server: &PostgresServer) -> Vec<String> {
+    let ended = pipeline.postrider(&["recover", "--yes"]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let mut relay = pipeline.run().await;
+    write(server, "later", 5).await;
+    let phantoms = complete(pipeline, server).await;
+    assert!(!relay.stderr().contains("went back"), "{}", relay.stderr());
+    assert_eq!(relay.terminate().await, Some(0));
+    phantoms
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_the_slot_is_recovered() {
+    let (mut pipeline, standby) = with_standby(16, &[("primary_slot_name", "standby")]).await;
+    let relay = pipeline.run().await;
+    write(&pipeline.postgres, "before", 10).await;
+    pipeline.stored(10).await;
+    pipeline.postgres.kill().await;
+    promote(&standby).await;
+    write(&standby, "after", 10).await;
+    refused(&relay.ended().await, (5, "PR0401", "recover"));
+    // The standby may not have got them all.
+    assert!(is_recovered(&pipeline, &standby).await.iter().all(|event| event.starts_with("before")));
+}
+
 // ---- Another history under the same name ------------------------------------------------------
 
 fn copy(from: &Path, to: &Path) {
@@ -395,4 +421,14 @@ async fn a_slot_whose_wal_was_removed_during_an_outage_ends_the_relay_with_exit_
     .await;
     pipeline.nats.start_again().await.unwrap();
     refused(&relay.ended().await, (5, "PR0403", "recover"));
+}
+
+#[tokio::test]
+async fn a_data_folder_put_back_is_recovered_though_new_rows_have_the_ids_of_lost_ones() {
+    for hold_back in ["0s", "10m"] {
+        let pipeline = put_back(hold_back).await;
+        write(&pipeline.postgres, "new", 30).await;
+        assert_eq!(pipeline.postrider(&["run"]).await.code, Some(5));
+        assert_eq!(is_recovered(&pipeline, &pipeline.postgres).await.len(), 20);
+    }
 }

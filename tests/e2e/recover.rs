@@ -1,6 +1,6 @@
 //! `recover` publishes what the stream lacks, whatever was lost, and nothing twice.
 
-use crate::support::{ARTICLE, Load, Pipeline, Servers, connect, eventually};
+use crate::support::{ARTICLE, Load, Message, Pipeline, Servers, connect, eventually};
 use postrider::demo::servers::{PostgresOptions, PostgresPrograms, PostgresServer};
 use serde_json::Value;
 use std::collections::HashSet;
@@ -42,6 +42,21 @@ async fn is_whole(pipeline: &Pipeline) {
     let report = verify(pipeline).await;
     let sound = ["missing", "doubled", "misordered"].map(|name| report[name].as_u64());
     assert_eq!(sound, [Some(0); 3], "{report}");
+}
+
+/// Messages as a stream that was put back has them.
+async fn restore(pipeline: &Pipeline, messages: &[Message]) {
+    let jetstream = pipeline.jetstream().await;
+    for message in messages {
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, values) in
+            message.headers.iter().filter(|(name, _)| name.to_string().starts_with("Postrider-"))
+        {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+        let (subject, payload) = (message.subject.clone(), message.payload.clone());
+        jetstream.publish_with_headers(subject, headers, payload).await.unwrap().await.unwrap();
+    }
 }
 
 async fn stopped_after(pipeline: &Pipeline, rows: u32) {
@@ -132,7 +147,8 @@ async fn a_deleted_message_is_published_again_also_while_the_slot_would_send_its
     stopped_after(&pipeline, 30).await;
     for round in [1, 2] {
         assert!(pipeline.stream().await.delete_message(10 * round).await.unwrap());
-        assert_eq!(recover(&pipeline, &[]).await["published"], 1);
+        let mended = recover(&pipeline, &[]).await;
+        assert_eq!((&mended["published"], &mended["new_slot"]), (&1.into(), &Value::Null), "{mended}");
         let mut relay = pipeline.run().await;
         insert(&pipeline, 5).await;
         pipeline.stored(30 + 6 * round).await;
@@ -171,23 +187,7 @@ async fn a_stream_that_went_back_beyond_what_was_confirmed_is_filled_again() {
     pipeline.jetstream().await.delete_stream("OUTBOX").await.unwrap();
     config.description = None;
     pipeline.jetstream().await.create_stream(config).await.unwrap();
-    for message in &kept[..20] {
-        let mut headers = async_nats::HeaderMap::new();
-        for (name, values) in
-            message.headers.iter().filter(|(name, _)| name.to_string().starts_with("Postrider-"))
-        {
-            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
-        }
-        let (subject, payload) = (message.subject.clone(), message.payload.clone());
-        pipeline
-            .jetstream()
-            .await
-            .publish_with_headers(subject, headers, payload)
-            .await
-            .unwrap()
-            .await
-            .unwrap();
-    }
+    restore(&pipeline, &kept[..20]).await;
     let refused = pipeline.postrider(&["run"]).await;
     assert_eq!(refused.code, Some(5), "{}", refused.stderr);
     assert_eq!(recover(&pipeline, &[]).await["published"], 10);
@@ -227,11 +227,81 @@ async fn a_database_that_was_moved_is_adopted_and_nothing_is_doubled() {
     assert_eq!(refused.code, Some(5), "{}", refused.stderr);
     assert!(refused.stderr.contains("PR0407") && refused.stderr.contains("--adopt"), "{}", refused.stderr);
     pipeline.postgres = other;
-    assert_eq!(recover(&pipeline, &["--adopt"]).await["published"], 4);
+    // One that is killed as soon as it has begun, and the command that the relay then names.
+    let mut killed = pipeline.spawn(&["recover", "--adopt", "--yes"]);
+    eventually("it has begun", async || {
+        (pipeline.ask("SELECT phase FROM postrider.pipeline").await != "ready").then_some(())
+    })
+    .await;
+    killed.kill();
+    let left = 14 - pipeline.last_seq().await;
+    assert_eq!(recover(&pipeline, &[]).await["published"].as_u64(), Some(left));
     let mut relay = pipeline.run().await;
     insert(&pipeline, 6).await;
     is_whole(&pipeline).await;
     assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn letters_of_an_attempt_that_halted_are_not_written_over() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.set("POSTRIDER_DELIVERY_DEAD_LETTERS_MAX", "3");
+    pipeline.execute(ARTICLE).await;
+    insert(&pipeline, 5).await;
+    pipeline
+        .execute(
+            "INSERT INTO outbox (event_type, payload) SELECT 'no good', '{}' FROM generate_series(1, 10)",
+        )
+        .await;
+    for letters in [3, 6] {
+        let halted = pipeline.postrider(&["init", "--backfill"]).await;
+        assert_eq!(halted.code, Some(7), "{}", halted.stderr);
+        assert_eq!(pipeline.ask("SELECT count(*) FROM postrider.dead_letter").await, letters.to_string());
+    }
+    pipeline.set("POSTRIDER_DELIVERY_DEAD_LETTERS_MAX", "100");
+    assert_eq!(pipeline.postrider(&["init", "--backfill"]).await.code, Some(0));
+    assert_eq!(pipeline.ask("SELECT count(DISTINCT event_id) FROM postrider.dead_letter").await, "10");
+    assert_eq!(pipeline.last_seq().await, 5);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_within_a_transaction_gets_the_rest_of_it_too() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "10m");
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    stopped_after(&pipeline, 20).await;
+    // As after a power failure of NATS: the row knows less than the stream, and one message is gone.
+    let kept = pipeline.messages().await;
+    let config = pipeline.stream().await.cached_info().config.clone();
+    pipeline.jetstream().await.delete_stream("OUTBOX").await.unwrap();
+    pipeline.jetstream().await.create_stream(config).await.unwrap();
+    restore(&pipeline, &kept[..7]).await;
+    assert!(pipeline.stream().await.delete_message(3).await.unwrap());
+    assert_eq!(recover(&pipeline, &[]).await["published"], 14);
+    let mut relay = pipeline.run().await;
+    insert(&pipeline, 3).await;
+    is_whole(&pipeline).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn events_that_expired_before_they_were_confirmed_are_not_published_again() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "10m");
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    stopped_after(&pipeline, 10).await;
+    pipeline.execute("UPDATE outbox SET created_at = created_at - interval '1 day'").await;
+    pipeline.stream().await.purge().await.unwrap();
+    let jetstream = pipeline.jetstream().await;
+    jetstream.publish("outbox.alien", "x".into()).await.unwrap().await.unwrap();
+    assert_eq!(recover(&pipeline, &["--accept", "--since", "1h"]).await["published"], 0);
+    let mut relay = pipeline.run().await;
+    insert(&pipeline, 2).await;
+    pipeline.stored(13).await;
+    assert_eq!(relay.terminate().await, Some(0));
+    assert_eq!(pipeline.last_seq().await, 13);
 }
 
 #[tokio::test]
