@@ -1,4 +1,10 @@
-//! Temporary tables: of the rows, of the stream's messages, of what the slot still holds.
+//! Temporary tables: of the rows, of the stream's messages, of what the slot still holds (`peek`); and what
+//! they say to `verify` (`verdict`).
+
+mod peek;
+mod verdict;
+
+pub(super) use peek::Peeked;
 
 use super::plan::Found;
 use super::verify::Report;
@@ -39,13 +45,6 @@ const TABLES: &str = "CREATE TEMPORARY TABLE postrider_rows (id text NOT NULL, p
 const NOT_OF_THE_SLOT: &str = "m.lsn >= $1::text::pg_lsn AND (m.lsn - '0/0') % 8 = 0 AND NOT EXISTS (SELECT \
     FROM pg_temp.postrider_slot AS s WHERE (s.lsn, s.index, s.id, s.at) = (m.lsn, m.index, m.id, m.at))";
 
-/// So many bytes of ids go into a table at once.
-const COPIED: usize = 1 << 20;
-
-/// The WAL writer flushes what was committed asynchronously within three times wal_writer_delay, which is
-/// ten seconds at most (manual, "Asynchronous Commit").
-const FLUSHED_MAX: Duration = Duration::from_secs(35);
-
 /// The tables of one connection, and what fills them.
 pub(super) struct Ids<'a> {
     pub(super) sql: &'a Sql,
@@ -67,16 +66,6 @@ pub(super) struct Rows {
     pub(super) since: Option<Timestamp>,
     /// Those too that are marked as processed.
     pub(super) processed: bool,
-}
-
-/// How the slot answers to a peek.
-pub(super) enum Peeked {
-    /// What it holds is in the table.
-    Done,
-    /// A relay streams it.
-    Busy,
-    /// It cannot be decoded: what it relies on did not exist then.
-    Undecodable(String),
 }
 
 impl<'a> Ids<'a> {
@@ -140,23 +129,6 @@ impl<'a> Ids<'a> {
         Ok(condition)
     }
 
-    /// Takes the ids of the rows: the end of the WAL, before which all of them were committed.
-    pub(super) async fn take_rows(&self, since: Option<Timestamp>) -> Result<Lsn, Failure> {
-        let statement = format!(
-            "INSERT INTO pg_temp.postrider_rows SELECT {}, {} FROM {} AS o WHERE {}",
-            self.id(),
-            self.processed,
-            self.source,
-            self.counted(Rows { since, processed: true })?
-        );
-        self.sql
-            .client
-            .execute(&statement, &[])
-            .await
-            .map_err(|error| Failure::from(error).context("read the ids of the outbox"))?;
-        Ok(wal_insert_lsn(self.sql).await?)
-    }
-
     /// Adds messages: the event and its sequence.
     pub(super) async fn put_messages(&self, messages: &[(Box<Identity>, u64)]) -> Result<(), Failure> {
         let mut lines = String::new();
@@ -186,68 +158,6 @@ impl<'a> Ids<'a> {
         sink.send(Bytes::from(lines)).await?;
         sink.close().await?;
         Ok(())
-    }
-
-    /// Notes what the slot, which nobody reads, holds behind `behind`, of all that was committed before
-    /// `upto`. It moves nothing. `side`: another connection to the same server.
-    pub(super) async fn peek(
-        &self,
-        side: &Sql,
-        table_oid: u32,
-        behind: Option<Place>,
-        upto: Lsn,
-    ) -> Result<Peeked, Failure> {
-        self.forget_slot().await?;
-        flushed(side, upto).await?;
-        side.client.batch_execute("SET statement_timeout = 0").await?;
-        let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, \
-            'proto_version', '1', 'publication_names', $2)";
-        // A list of identifiers, which Postgres parses.
-        let publication = escape_identifier(&self.config.postgres.publication);
-        let upto = upto.to_string();
-        let parameters: [&(dyn ToSql + Sync); 3] = [&self.config.postgres.slot, &publication, &upto];
-        let mut changes = match side.client.query_raw(peek, parameters).await {
-            Ok(changes) => Box::pin(changes),
-            Err(error) => return unpeeked(error),
-        };
-        let (mut commit_lsn, mut at, mut index, mut id_at, mut lines) =
-            (Lsn::ZERO, 0, 0, None, String::new());
-        loop {
-            let change = match changes.try_next().await {
-                Ok(Some(change)) => change,
-                Ok(None) => break,
-                Err(error) => return unpeeked(error),
-            };
-            let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
-            let message = message
-                .map_err(|error| Failure::new(Code::Unexpected, format!("pgoutput: {error}"), "report it"))?;
-            match message {
-                Message::Begin(begin) => (commit_lsn, at, index) = (begin.final_lsn, begin.commit_time.0, 0),
-                Message::Relation(relation) if relation.oid == table_oid => {
-                    id_at = relation.columns.iter().position(|column| *column.name == *self.id_column);
-                }
-                Message::Insert(insert) if insert.relation_oid == table_oid => {
-                    let place = Place { commit_lsn, index };
-                    index += 1;
-                    let id = id_at.and_then(|at| insert.tuple.get(at));
-                    if let (true, Some(Column::Text(id))) = (Some(place) > behind, id) {
-                        let id = escaped(&String::from_utf8_lossy(id));
-                        let _ = writeln!(lines, "{id}\t{commit_lsn}\t{}\t{at}", place.index);
-                    }
-                }
-                _ => {}
-            }
-            if lines.len() >= COPIED {
-                self.copy("postrider_slot", std::mem::take(&mut lines)).await?;
-            }
-        }
-        self.copy("postrider_slot", lines).await?;
-        Ok(Peeked::Done)
-    }
-
-    /// Forgets what a peek has noted.
-    pub(super) async fn forget_slot(&self) -> Result<(), Failure> {
-        Ok(self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?)
     }
 
     /// What slot, stream and table say of each other, after a peek. `last`: the stream's last event that the slot
@@ -431,67 +341,6 @@ impl<'a> Ids<'a> {
         }
         Ok(())
     }
-
-    /// How many rows are neither stored nor put aside for good.
-    pub(super) async fn unfound(&self, row: &Checkpoint) -> Result<u64, Failure> {
-        let query = format!("SELECT count(*) FROM ({}) AS u", self.unfound_rows());
-        let found = self.sql.client.query_one(&query, &[&row.slot]).await?;
-        Ok(unsigned(found.get(0)))
-    }
-
-    /// Rows without message or letter, but for those that someone else has published.
-    fn unfound_rows(&self) -> String {
-        format!(
-            "SELECT r.id FROM pg_temp.postrider_rows AS r WHERE NOT r.processed \
-             AND NOT EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = r.id) \
-             AND NOT EXISTS (SELECT FROM {} AS l WHERE l.slot = $1 AND btrim(l.event_id, {TRIMMED}) = r.id \
-                             AND (l.resolution IS NULL OR l.resolution = 'dropped'))",
-            dead_letter::table(&self.config.postgres.schema)
-        )
-    }
-
-    /// The verdict on each row; of those that were not found in time it is left open.
-    pub(super) async fn judge(&self, row: &Checkpoint, undecided: bool) -> Result<Report, Failure> {
-        let client = &self.sql.client;
-        let rows = client
-            .query_one(
-                "SELECT count(*), count(m.id), count(*) FILTER (WHERE r.processed AND m.id IS NULL) \
-                 FROM pg_temp.postrider_rows AS r \
-                 LEFT JOIN (SELECT DISTINCT id FROM pg_temp.postrider_messages) AS m ON m.id = r.id",
-                &[],
-            )
-            .await?;
-        let (all, stored, processed) = (unsigned(rows.get(0)), unsigned(rows.get(1)), unsigned(rows.get(2)));
-        let unfound = self.unfound(row).await?;
-        let to_come = "EXISTS (SELECT FROM pg_temp.postrider_slot AS s WHERE s.id = u.id)";
-        let query = format!("SELECT count(*) FROM ({}) AS u WHERE {to_come}", self.unfound_rows());
-        let held = unsigned(client.query_one(&query, &[&row.slot]).await?.get(0));
-        let pending = if undecided { unfound } else { held };
-        let missing = unfound.saturating_sub(pending);
-        let query = format!(
-            "SELECT u.id FROM ({}) AS u WHERE NOT {to_come} ORDER BY length(u.id), u.id LIMIT {NAMED_MAX}",
-            self.unfound_rows()
-        );
-        let missing_ids = client.query(&query, &[&row.slot]).await?;
-        let query = format!(
-            "SELECT id, (sum(count(*) - 1) OVER ())::bigint FROM pg_temp.postrider_messages \
-             GROUP BY id HAVING count(*) > 1 ORDER BY length(id), id LIMIT {NAMED_MAX}"
-        );
-        let doubled = client.query(&query, &[]).await?;
-        Ok(Report {
-            rows: all,
-            stored,
-            lettered: all.saturating_sub(stored + processed + unfound),
-            pending,
-            processed,
-            missing,
-            doubled: doubled.first().map_or(0, |row| unsigned(row.get(1))),
-            missing_ids: missing_ids.iter().filter(|_| missing > 0).map(|row| row.get(0)).collect(),
-            doubled_ids: doubled.iter().map(|row| row.get(0)).collect(),
-            undecided: undecided && unfound > 0,
-            ..Report::default()
-        })
-    }
 }
 
 /// Positions stay far below 2^63.
@@ -502,38 +351,6 @@ fn bigint(index: u64) -> i64 {
 /// Counts are not negative.
 fn unsigned(count: i64) -> u64 {
     u64::try_from(count).unwrap_or(0)
-}
-
-/// Waits until everything before `lsn` is flushed, for a slot shows no more than that.
-async fn flushed(sql: &Sql, lsn: Lsn) -> Result<(), Failure> {
-    let deadline = Instant::now() + FLUSHED_MAX;
-    loop {
-        let row = sql
-            .client
-            .query_one("SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn", &[&lsn.to_string()])
-            .await?;
-        if row.get(0) {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::new(
-                Code::PostgresSession,
-                format!("Postgres does not flush its WAL up to {lsn}"),
-                "see Postgres's log, then again",
-            ));
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn unpeeked(error: tokio_postgres::Error) -> Result<Peeked, Failure> {
-    match error.code().map(tokio_postgres::error::SqlState::code) {
-        Some("55006") => Ok(Peeked::Busy),
-        Some("42704" | "55000" | "58P01") => Ok(Peeked::Undecodable(
-            error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
-        )),
-        _ => Err(Failure::from(error).context("look into the slot")),
-    }
 }
 
 /// An id in COPY's text format (Postgres manual, COPY, "Text Format").
