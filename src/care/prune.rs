@@ -16,7 +16,7 @@ use crate::outbox::Mapping;
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::peek::peek;
+use crate::postgres::peek::Peek;
 use crate::relay::preflight;
 use serde::Serialize;
 use std::time::Duration;
@@ -120,16 +120,21 @@ async fn look_into_slot(sql: &Sql, config: &Config, plan: &Plan) -> Result<Optio
     flush(sql, witness.lsn).await?;
     // A table of millions of unconfirmed rows takes its time.
     sql.client.batch_execute("SET statement_timeout = 0").await?;
-    let mut oldest = u64::MAX;
-    let peeked = peek(sql, &config.postgres.slot, &config.postgres.publication, plan.oid, None, |held| {
-        oldest = oldest.min(whole(held.xid, witness.horizon));
-    });
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+    let peeked = async {
+        let mut oldest = u64::MAX;
+        let mut peek = Peek::begin(sql, slot, publication, plan.oid, None, None).await?;
+        while let Some(held) = peek.next().await? {
+            oldest = oldest.min(whole(held.begin.xid, witness.horizon));
+        }
+        Ok(oldest)
+    };
     let peeked = peeked.await;
     sql.client.batch_execute("SET statement_timeout = '30s'").await?;
-    match peeked {
+    let oldest = match peeked {
         Err(Error::Server(said)) if said.code == SqlState::OBJECT_IN_USE => return Ok(None),
         peeked => peeked?,
-    }
+    };
     // Asked after it: whoever moved the slot by hand has made the look worthless.
     let after = standing::standing(sql, config).await?;
     fits(plan, &after)?;

@@ -4,58 +4,85 @@
 
 use super::client::Sql;
 use super::error::Error;
-use super::pgoutput::{Column, Message};
+use super::lsn::Lsn;
+use super::pgoutput::{Begin, Column, Message};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use postgres_protocol::escape::escape_identifier;
-use std::pin::pin;
+use std::pin::Pin;
+use tokio_postgres::RowStream;
 use tokio_postgres::types::ToSql;
 
 /// An Insert of the table.
 #[derive(Debug)]
 pub struct Held {
-    /// The transaction: not the subtransaction that may stand in the row.
-    pub xid: u32,
-    /// The text of the id column, trimmed.
+    /// Its transaction; the id is not the subtransaction's that may stand in the row.
+    pub begin: Begin,
+    /// Its number among the transaction's Inserts into the table, from 0.
+    pub index: u64,
+    /// The text of the id column.
     pub id: Option<String>,
 }
 
-/// Hands every Insert of `table_oid` that `slot` holds to `held`, in the order of commits.
-///
-/// # Errors
-/// 55006 when someone reads the slot; Postgres says no or is away.
-pub async fn peek(
-    sql: &Sql,
-    slot: &str,
-    publication: &str,
+/// A look into a slot: its Inserts, in the order of commits.
+pub struct Peek<'a> {
+    changes: Pin<Box<RowStream>>,
     table_oid: u32,
-    id_column: Option<&str>,
-    mut held: impl FnMut(Held),
-) -> Result<(), Error> {
-    let query = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, \
-        'proto_version', '1', 'publication_names', $2)";
-    // A list of identifiers, which Postgres parses.
-    let publication = escape_identifier(publication);
-    let parameters: [&(dyn ToSql + Sync); 2] = [&slot, &publication];
-    let mut changes = pin!(sql.client.query_raw(query, parameters).await?);
-    let (mut xid, mut id_at) = (0, None);
-    while let Some(change) = changes.try_next().await? {
-        let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
-        match message.map_err(|error| Error::Protocol(format!("pgoutput: {error}")))? {
-            Message::Begin(begin) => xid = begin.xid,
-            Message::Relation(relation) if relation.oid == table_oid => {
-                id_at = id_column
-                    .and_then(|name| relation.columns.iter().position(|column| *column.name == *name));
-            }
-            Message::Insert(insert) if insert.relation_oid == table_oid => {
-                let id = match id_at.and_then(|at| insert.tuple.get(at)) {
-                    Some(Column::Text(id)) => Some(String::from_utf8_lossy(id).trim().to_owned()),
-                    _ => None,
-                };
-                held(Held { xid, id });
-            }
-            _ => {}
-        }
+    id_column: Option<&'a str>,
+    id_at: Option<usize>,
+    begin: Option<Begin>,
+    index: u64,
+}
+
+impl<'a> Peek<'a> {
+    /// Begins to look at what `slot` holds of `table_oid`, committed before `upto` where that is given.
+    ///
+    /// # Errors
+    /// 55006 when someone reads the slot; Postgres says no or is away.
+    pub async fn begin(
+        sql: &Sql,
+        slot: &str,
+        publication: &str,
+        table_oid: u32,
+        id_column: Option<&'a str>,
+        upto: Option<Lsn>,
+    ) -> Result<Peek<'a>, Error> {
+        let query = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, \
+            'proto_version', '1', 'publication_names', $2)";
+        // A list of identifiers, which Postgres parses.
+        let publication = escape_identifier(publication);
+        let upto = upto.map(|upto| upto.to_string());
+        let parameters: [&(dyn ToSql + Sync); 3] = [&slot, &publication, &upto];
+        let changes = Box::pin(sql.client.query_raw(query, parameters).await?);
+        Ok(Peek { changes, table_oid, id_column, id_at: None, begin: None, index: 0 })
     }
-    Ok(())
+
+    /// The next Insert.
+    ///
+    /// # Errors
+    /// As [`begin`](Peek::begin).
+    pub async fn next(&mut self) -> Result<Option<Held>, Error> {
+        while let Some(change) = self.changes.try_next().await? {
+            let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
+            match message.map_err(|error| Error::Protocol(format!("pgoutput: {error}")))? {
+                Message::Begin(begin) => (self.begin, self.index) = (Some(begin), 0),
+                Message::Relation(relation) if relation.oid == self.table_oid => {
+                    let named = |name: &str| relation.columns.iter().position(|column| *column.name == *name);
+                    self.id_at = self.id_column.and_then(named);
+                }
+                Message::Insert(insert) if insert.relation_oid == self.table_oid => {
+                    let odd = || Error::Protocol("pgoutput: an Insert outside of a transaction".to_owned());
+                    let begin = self.begin.clone().ok_or_else(odd)?;
+                    let id = match self.id_at.and_then(|at| insert.tuple.get(at)) {
+                        Some(Column::Text(id)) => Some(String::from_utf8_lossy(id).into_owned()),
+                        _ => None,
+                    };
+                    self.index += 1;
+                    return Ok(Some(Held { begin, index: self.index - 1, id }));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
 }

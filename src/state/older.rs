@@ -10,7 +10,8 @@ use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
 use crate::error::Failure;
 use crate::postgres::client::Sql;
-use crate::postgres::peek::peek;
+use crate::postgres::error::Error;
+use crate::postgres::peek::Peek;
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::GenericClient;
 
@@ -111,9 +112,14 @@ pub async fn list(
     // That commit has flushed every commit that it saw: the slot shows all of them.
     let mut ids = Vec::new();
     let (table_oid, publication) = (row.objects.table, &config.postgres.publication);
-    let peeked =
-        peek(sql, &row.slot, publication, table_oid, Some(id_column), |insert| ids.extend(insert.id)).await;
-    if let Err(error) = peeked {
+    let peeked = async {
+        let mut peek = Peek::begin(sql, &row.slot, publication, table_oid, Some(id_column), None).await?;
+        while let Some(held) = peek.next().await? {
+            ids.extend(held.id.map(|id| id.trim().to_owned()));
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = peeked.await {
         // The list is longer than it need be, which loses nothing.
         println!("            what the slot holds cannot be told from older rows: {error}");
     }

@@ -1,6 +1,8 @@
 //! What the slot holds that nobody reads.
 
 use super::*;
+use crate::postgres::error::Error;
+use crate::postgres::peek::Peek;
 
 /// So many bytes of ids go into a table at once.
 const COPIED: usize = 1 << 20;
@@ -32,42 +34,24 @@ impl Ids<'_> {
         self.forget_slot().await?;
         flushed(side, upto).await?;
         side.client.batch_execute("SET statement_timeout = 0").await?;
-        let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, \
-            'proto_version', '1', 'publication_names', $2)";
-        // A list of identifiers, which Postgres parses.
-        let publication = escape_identifier(&self.config.postgres.publication);
-        let upto = upto.to_string();
-        let parameters: [&(dyn ToSql + Sync); 3] = [&self.config.postgres.slot, &publication, &upto];
-        let mut changes = match side.client.query_raw(peek, parameters).await {
-            Ok(changes) => Box::pin(changes),
+        let (slot, publication) = (&self.config.postgres.slot, &self.config.postgres.publication);
+        let id_column = Some(self.id_column.as_str());
+        let mut peek = match Peek::begin(side, slot, publication, table_oid, id_column, Some(upto)).await {
+            Ok(peek) => peek,
             Err(error) => return unpeeked(error),
         };
-        let (mut commit_lsn, mut at, mut index, mut id_at, mut lines) =
-            (Lsn::ZERO, 0, 0, None, String::new());
+        let mut lines = String::new();
         loop {
-            let change = match changes.try_next().await {
-                Ok(Some(change)) => change,
+            let held = match peek.next().await {
+                Ok(Some(held)) => held,
                 Ok(None) => break,
                 Err(error) => return unpeeked(error),
             };
-            let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
-            let message = message
-                .map_err(|error| Failure::new(Code::Unexpected, format!("pgoutput: {error}"), "report it"))?;
-            match message {
-                Message::Begin(begin) => (commit_lsn, at, index) = (begin.final_lsn, begin.commit_time.0, 0),
-                Message::Relation(relation) if relation.oid == table_oid => {
-                    id_at = relation.columns.iter().position(|column| *column.name == *self.id_column);
-                }
-                Message::Insert(insert) if insert.relation_oid == table_oid => {
-                    let place = Place { commit_lsn, index };
-                    index += 1;
-                    let id = id_at.and_then(|at| insert.tuple.get(at));
-                    if let (true, Some(Column::Text(id))) = (Some(place) > behind, id) {
-                        let id = escaped(&String::from_utf8_lossy(id));
-                        let _ = writeln!(lines, "{id}\t{commit_lsn}\t{}\t{at}", place.index);
-                    }
-                }
-                _ => {}
+            let place = Place { commit_lsn: held.begin.final_lsn, index: held.index };
+            if let (true, Some(id)) = (Some(place) > behind, held.id) {
+                let Place { commit_lsn, index } = place;
+                let _ =
+                    writeln!(lines, "{}\t{commit_lsn}\t{index}\t{}", escaped(&id), held.begin.commit_time.0);
             }
             if lines.len() >= COPIED {
                 self.copy("postrider_slot", std::mem::take(&mut lines)).await?;
@@ -105,12 +89,13 @@ async fn flushed(sql: &Sql, lsn: Lsn) -> Result<(), Failure> {
     }
 }
 
-fn unpeeked(error: tokio_postgres::Error) -> Result<Peeked, Failure> {
-    match error.code().map(tokio_postgres::error::SqlState::code) {
-        Some("55006") => Ok(Peeked::Busy),
-        Some("42704" | "55000" | "58P01") => Ok(Peeked::Undecodable(
-            error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
-        )),
+fn unpeeked(error: Error) -> Result<Peeked, Failure> {
+    match &error {
+        Error::Server(said) => match said.code.code() {
+            "55006" => Ok(Peeked::Busy),
+            "42704" | "55000" | "58P01" => Ok(Peeked::Undecodable(error.to_string())),
+            _ => Err(Failure::from(error).context("look into the slot")),
+        },
         _ => Err(Failure::from(error).context("look into the slot")),
     }
 }
