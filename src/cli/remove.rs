@@ -246,9 +246,6 @@ async fn is_ours_alone(config: &Config, sql: &Sql) -> Result<bool, Failure> {
 }
 
 fn in_use(slot: &str) -> Failure {
-    Failure::new(
-        Code::SlotInUse,
-        format!("a relay streams slot `{slot}`"),
-        "stop it first, and whoever would start it again (systemctl disable --now postrider)",
-    )
+    let remedy = "stop it first, and whoever would start it again (systemctl disable --now postrider)";
+    preflight::in_use(slot, remedy)
 }

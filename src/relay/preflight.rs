@@ -274,6 +274,12 @@ pub async fn slot(sql: &Sql, config: &Config) -> Result<Slot, Failure> {
     Ok(slot)
 }
 
+/// A relay streams the slot, which this command cannot have.
+#[must_use]
+pub fn in_use(slot: &str, remedy: &str) -> Failure {
+    Failure::new(Code::SlotInUse, format!("a relay streams slot `{slot}`"), remedy)
+}
+
 /// Whether the slot has a checkpoint row.
 pub async fn is_known(sql: &Sql, config: &Config) -> bool {
     let row = checkpoint::read(sql, &config.postgres.schema, &config.postgres.slot).await;

@@ -1,6 +1,6 @@
 //! `init --backfill` publishes the rows that are there, once, before everything that comes.
 
-use crate::support::{ARTICLE, Load, Message, Pipeline, eventually};
+use crate::support::{ARTICLE, Load, Message, Pipeline, Relay, eventually};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -104,28 +104,8 @@ async fn a_row_that_cannot_be_published_becomes_a_letter_once() {
     assert_eq!(pipeline.ask(letters).await, "2 bad_subject");
 }
 
-#[tokio::test]
-async fn a_lost_nats_in_between_costs_a_pause() {
-    let mut pipeline = Pipeline::start().await;
-    pipeline.execute(ARTICLE).await;
-    pipeline
-        .execute("INSERT INTO outbox (event_type, payload) SELECT 'a', '{}' FROM generate_series(1, 30000)")
-        .await;
-    let filling = pipeline.spawn(&["init", "--backfill"]);
-    eventually("some rows are published", async || {
-        let stream = pipeline.jetstream().await.get_stream("OUTBOX").await.ok()?;
-        (stream.cached_info().state.messages >= 1000).then_some(())
-    })
-    .await;
-    pipeline.nats.kill();
-    pipeline.nats.start_again().await.unwrap();
-    let ended = filling.ended().await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert_eq!(ids(&pipeline.exactly(30_000).await), (1..=30_000).collect::<Vec<_>>());
-}
-
-#[tokio::test]
-async fn a_relay_that_starts_meanwhile_is_refused_and_disturbs_nothing() {
+/// A backfill of 30,000 rows that has published some.
+async fn half_way() -> (Pipeline, Relay) {
     let pipeline = Pipeline::start().await;
     pipeline.execute(ARTICLE).await;
     pipeline
@@ -137,6 +117,22 @@ async fn a_relay_that_starts_meanwhile_is_refused_and_disturbs_nothing() {
         (stream.cached_info().state.messages >= 1000).then_some(())
     })
     .await;
+    (pipeline, filling)
+}
+
+#[tokio::test]
+async fn a_lost_nats_in_between_costs_a_pause() {
+    let (mut pipeline, filling) = half_way().await;
+    pipeline.nats.kill();
+    pipeline.nats.start_again().await.unwrap();
+    let ended = filling.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ids(&pipeline.exactly(30_000).await), (1..=30_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_meanwhile_is_refused_and_disturbs_nothing() {
+    let (pipeline, filling) = half_way().await;
     let refused = pipeline.postrider(&["run"]).await;
     assert!(refused.code == Some(5) && refused.stderr.contains("PR0406"), "{}", refused.stderr);
     let ended = filling.ended().await;

@@ -190,18 +190,6 @@ async fn a_former_primary_that_comes_back_is_not_followed_and_the_next_host_is()
     assert!(!stored(&pipeline).await.iter().any(|event| event.starts_with("stale")));
 }
 
-#[tokio::test]
-async fn a_failover_without_a_failover_slot_ends_the_relay_with_exit_5() {
-    let (mut pipeline, standby) = with_standby(16, &[("primary_slot_name", "standby")]).await;
-    let relay = pipeline.run().await;
-    write(&pipeline.postgres, "before", 10).await;
-    pipeline.stored(10).await;
-    pipeline.postgres.kill().await;
-    promote(&standby).await;
-    write(&standby, "after", 10).await;
-    refused(&relay.ended().await, (5, "PR0401", "recover"));
-}
-
 /// `recover`, and a relay that then has every row of `server` in the stream once and in order.
 async fn is_recovered(pipeline: &Pipeline, server: &PostgresServer) -> Vec<String> {
     let ended = pipeline.postrider(&["recover", "--yes"]).await;
@@ -214,8 +202,8 @@ async fn is_recovered(pipeline: &Pipeline, server: &PostgresServer) -> Vec<Strin
     phantoms
 }
 
-#[tokio::test]
-async fn a_failover_that_lost_the_slot_is_recovered() {
+/// A standby of 16, which has no failover slots, promoted under a relay.
+async fn failed_over_without_the_slot() -> (Pipeline, PostgresServer, Relay) {
     let (mut pipeline, standby) = with_standby(16, &[("primary_slot_name", "standby")]).await;
     let relay = pipeline.run().await;
     write(&pipeline.postgres, "before", 10).await;
@@ -223,6 +211,18 @@ async fn a_failover_that_lost_the_slot_is_recovered() {
     pipeline.postgres.kill().await;
     promote(&standby).await;
     write(&standby, "after", 10).await;
+    (pipeline, standby, relay)
+}
+
+#[tokio::test]
+async fn a_failover_without_a_failover_slot_ends_the_relay_with_exit_5() {
+    let (_pipeline, _standby, relay) = failed_over_without_the_slot().await;
+    refused(&relay.ended().await, (5, "PR0401", "recover"));
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_the_slot_is_recovered() {
+    let (pipeline, standby, relay) = failed_over_without_the_slot().await;
     refused(&relay.ended().await, (5, "PR0401", "recover"));
     // The standby may not have got them all.
     assert!(is_recovered(&pipeline, &standby).await.iter().all(|event| event.starts_with("before")));

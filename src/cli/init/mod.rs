@@ -184,11 +184,7 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
                 return Err(preflight::blocked(&sql, &config.postgres.slot).await?);
             }
             if before.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
-                return Err(Failure::new(
-                    Code::SlotInUse,
-                    format!("a relay streams slot `{}`", config.postgres.slot),
-                    "stop it first",
-                ));
+                return Err(preflight::in_use(&config.postgres.slot, "stop it first"));
             }
             for words in &given_up {
                 println!("given up    {words}");

@@ -278,9 +278,5 @@ impl Mending<'_> {
 }
 
 fn in_use(slot: &str) -> Failure {
-    Failure::new(
-        Code::SlotInUse,
-        format!("a relay streams slot `{slot}`"),
-        "stop it first (systemctl stop postrider), then the same command again",
-    )
+    preflight::in_use(slot, "stop it first (systemctl stop postrider), then the same command again")
 }
