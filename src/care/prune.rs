@@ -16,7 +16,7 @@ use crate::outbox::Mapping;
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::peek::Peek;
+use crate::postgres::peek::{Peek, flushed};
 use crate::relay::preflight;
 use serde::Serialize;
 use std::time::Duration;
@@ -24,9 +24,6 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-
-/// The WAL writer flushes a message within three times its delay, 600 ms by default.
-const FLUSH_MAX: Duration = Duration::from_secs(40);
 
 /// What is to be done, and how patiently.
 #[derive(Debug, Clone, Copy)]
@@ -166,22 +163,15 @@ fn whole(xid: u32, near: u64) -> u64 {
 
 /// A slot shows what is on disk: waits until everything before `lsn` is.
 async fn flush(sql: &Sql, lsn: Lsn) -> Result<(), Failure> {
-    let until = Instant::now() + FLUSH_MAX;
     standing::emit(sql).await?;
-    loop {
-        let row = sql.client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
-        if standing::lsn(row.get(0))? >= lsn {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            return Err(Failure::new(
-                Code::CareSlot,
-                format!("the WAL before {lsn} is not on disk within {FLUSH_MAX:?}"),
-                "CHECKPOINT; as a superuser, then again",
-            ));
-        }
-        sleep(ASK_AGAIN).await;
+    if flushed(sql, lsn).await? {
+        return Ok(());
     }
+    Err(Failure::new(
+        Code::CareSlot,
+        format!("the WAL before {lsn} is not on disk yet"),
+        "CHECKPOINT; as a superuser, then again",
+    ))
 }
 
 /// Takes a witness and waits for the relay. What is not confirmed in time stays unproved.

@@ -10,8 +10,32 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use postgres_protocol::escape::escape_identifier;
 use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::RowStream;
 use tokio_postgres::types::ToSql;
+
+/// The WAL writer flushes what was committed asynchronously within three times wal_writer_delay, which is
+/// ten seconds at most (manual, "Asynchronous Commit").
+const FLUSHED_MAX: Duration = Duration::from_secs(40);
+
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Waits until everything before `lsn` is flushed, and so shown by a slot; `false`: not in time.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn flushed(sql: &Sql, lsn: Lsn) -> Result<bool, Error> {
+    let query = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn";
+    let (until, lsn) = (Instant::now() + FLUSHED_MAX, lsn.to_string());
+    loop {
+        let is_flushed = sql.client.query_one(query, &[&lsn]).await?.get(0);
+        if is_flushed || Instant::now() >= until {
+            return Ok(is_flushed);
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
 
 /// An Insert of the table.
 #[derive(Debug)]

@@ -25,8 +25,6 @@ use futures_util::SinkExt;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use std::fmt::Write;
 use std::pin::pin;
-use std::time::Duration;
-use tokio::time::{Instant, sleep};
 use tokio_postgres::types::ToSql;
 
 /// A table of millions may take its time; a policy that hides rows is an error, for the slot has them.

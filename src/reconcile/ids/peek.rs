@@ -2,14 +2,10 @@
 
 use super::*;
 use crate::postgres::error::Error;
-use crate::postgres::peek::Peek;
+use crate::postgres::peek::{Peek, flushed};
 
 /// So many bytes of ids go into a table at once.
 const COPIED: usize = 1 << 20;
-
-/// The WAL writer flushes what was committed asynchronously within three times wal_writer_delay, which is
-/// ten seconds at most (manual, "Asynchronous Commit").
-const FLUSHED_MAX: Duration = Duration::from_secs(35);
 
 /// How the slot answers to a peek.
 pub(in super::super) enum Peeked {
@@ -32,7 +28,13 @@ impl Ids<'_> {
         upto: Lsn,
     ) -> Result<Peeked, Failure> {
         self.forget_slot().await?;
-        flushed(side, upto).await?;
+        if !flushed(side, upto).await? {
+            return Err(Failure::new(
+                Code::PostgresSession,
+                format!("Postgres does not flush its WAL up to {upto}"),
+                "see Postgres's log, then again",
+            ));
+        }
         side.client.batch_execute("SET statement_timeout = 0").await?;
         let (slot, publication) = (&self.config.postgres.slot, &self.config.postgres.publication);
         let id_column = Some(self.id_column.as_str());
@@ -64,28 +66,6 @@ impl Ids<'_> {
     /// Forgets what a peek has noted.
     pub(in super::super) async fn forget_slot(&self) -> Result<(), Failure> {
         Ok(self.sql.client.batch_execute("TRUNCATE pg_temp.postrider_slot").await?)
-    }
-}
-
-/// Waits until everything before `lsn` is flushed, for a slot shows no more than that.
-async fn flushed(sql: &Sql, lsn: Lsn) -> Result<(), Failure> {
-    let deadline = Instant::now() + FLUSHED_MAX;
-    loop {
-        let row = sql
-            .client
-            .query_one("SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn", &[&lsn.to_string()])
-            .await?;
-        if row.get(0) {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::new(
-                Code::PostgresSession,
-                format!("Postgres does not flush its WAL up to {lsn}"),
-                "see Postgres's log, then again",
-            ));
-        }
-        sleep(Duration::from_millis(20)).await;
     }
 }
 
