@@ -5,6 +5,7 @@ use crate::config::{Config, Flags};
 use crate::error::{Code, Failure};
 use crate::nats::connect;
 use crate::nats::stream::Stream;
+use crate::ops::forecast;
 use crate::ops::status::{LastError, Status};
 use crate::postgres::client::Sql;
 use crate::state::survey;
@@ -132,6 +133,10 @@ async fn read(config: &Config) -> Result<Status, Failure> {
             )
         }
     };
+    if let Some(slot) = &survey.slot {
+        let patience = held.map(|_| forecast::patience(config.delivery.hold_back(&config.nats)));
+        status.foresee(&survey::trend(&sql, slot, patience).await?);
+    }
     survey.show(&mut status);
     if let Err(failure) = look_at_stream(config).await {
         status.last_error = Some(LastError::from(&failure));

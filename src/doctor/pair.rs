@@ -7,20 +7,17 @@ use crate::config::{Config, SyncInterval};
 use crate::delivery::history::History;
 use crate::delivery::opening::{self, Server, Stored};
 use crate::error::{Code, Failure};
+use crate::ops::advice::LOSS_WARNED;
+use crate::ops::forecast::{self, Outlook};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight as facts;
 use crate::postgres::timestamp::Timestamp;
+use crate::state::survey;
 use bytesize::ByteSize;
 use std::time::Duration;
 
 /// Clocks that are further apart make latencies and ages wrong.
 const SKEW_MAX: Duration = Duration::from_secs(2);
-
-/// An outage shorter than this must not lose the slot.
-const OUTAGE_MIN: Duration = Duration::from_secs(3600);
-
-/// How long the WAL is watched to know its rate.
-const RATE_OVER: Duration = Duration::from_secs(1);
 
 /// What a walsender decodes of WAL that is mostly other tables', bytes a second: a careful figure.
 const DECODE_RATE: f64 = 50e6;
@@ -159,37 +156,24 @@ fn syncing(config: &Config, report: &mut Report) {
 /// How long an outage may last, and what a restart costs.
 async fn forecasts(config: &Config, base: &Base, report: &mut Report) {
     let Some(slot) = &base.slot else { return };
-    let Ok(before) = facts::wal_insert_lsn(&base.sql).await else { return };
-    tokio::time::sleep(RATE_OVER).await;
-    let Ok(after) = facts::wal_insert_lsn(&base.sql).await else { return };
-    #[expect(clippy::cast_precision_loss, reason = "a rate to be shown")]
-    let rate = after.bytes_since(before) as f64 / RATE_OVER.as_secs_f64();
-    if let Some(safe) = slot.safe_wal_size.and_then(|safe| u64::try_from(safe).ok()) {
-        if rate < 1.0 {
-            report.forecast(format!(
-                "an outage: {} of WAL until the slot is lost; none is being written now",
-                ByteSize(safe)
-            ));
-        } else {
-            #[expect(clippy::cast_precision_loss, reason = "seconds to be shown")]
-            let lasts = Duration::from_secs_f64((safe as f64 / rate).min(1e9));
-            let shown = humantime::format_duration(Duration::from_secs(lasts.as_secs()));
-            if lasts < OUTAGE_MIN {
-                report.warning(Failure::new(
-                    Code::OutageLosesSlot,
-                    format!(
-                        "at the present {}/s of WAL the slot is lost after an outage of {shown}",
-                        ByteSize(rate_bytes(rate))
-                    ),
-                    "raise max_slot_wal_keep_size as far as the disk allows, or make the outage shorter (a second relay)",
-                ));
-            } else {
-                report.forecast(format!(
-                    "an outage: {shown} until the slot is lost, at {}/s of WAL",
-                    ByteSize(rate_bytes(rate))
-                ));
-            }
+    // As if nobody read it.
+    let Ok(trend) = survey::trend(&base.sql, slot, None).await else { return };
+    let shown = |lasts: Duration| humantime::format_duration(Duration::from_secs(lasts.as_secs()));
+    let rate = forecast::per_second(trend.rate().unwrap_or(0.0));
+    match (trend.outlook(), slot.safe_wal_size.and_then(|safe| u64::try_from(safe).ok())) {
+        (Outlook::Lost(lasts), _) if lasts < LOSS_WARNED => report.warning(Failure::new(
+            Code::OutageLosesSlot,
+            format!("at the present {rate} of WAL the slot is lost after an outage of {}", shown(lasts)),
+            "raise max_slot_wal_keep_size as far as the disk allows, or make the outage shorter (a second relay)",
+        )),
+        (Outlook::Lost(lasts), _) => {
+            report.forecast(format!("an outage: {} until the slot is lost, at {rate} of WAL", shown(lasts)));
         }
+        (_, Some(safe)) => report.forecast(format!(
+            "an outage: {} of WAL until the slot is lost; next to none is being written now",
+            ByteSize(safe)
+        )),
+        (_, None) => {}
     }
     if let Some(again) = slot.retained() {
         #[expect(clippy::cast_precision_loss, reason = "seconds to be shown")]
@@ -204,11 +188,6 @@ async fn forecasts(config: &Config, base: &Base, report: &mut Report) {
         "WAL is retained for {} after its events are stored",
         humantime::format_duration(hold_back)
     ));
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive rate to be shown")]
-fn rate_bytes(rate: f64) -> u64 {
-    rate as u64
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::{Report, care};
 use crate::config::Config;
 use crate::delivery::checkpoint::{Checkpoint, Objects};
 use crate::error::{Code, Failure};
+use crate::ops::forecast;
 use crate::outbox::Resolved;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::{self as facts, Publication, Server, Service, Slot, System, Table};
@@ -240,7 +241,7 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slo
         Failure::new(code, what, server.service.remedy(setting, value, false)).setting(own, setting, value)
     };
     let (limit, retained): (i64, Option<i64>) = (row.get(0), row.get(1));
-    let enough = enough_wal(limit, retained.unwrap_or(0));
+    let enough = forecast::enough_wal(limit, retained.unwrap_or(0));
     if limit < 0 {
         report.warning(change(
             Code::OutageFillsDisk,
@@ -309,13 +310,6 @@ async fn settings(sql: &Sql, config: &Config, server: &Server, slot: Option<&Slo
             &format!("{}MB", (memory * 2).max(256)),
         ));
     }
-}
-
-/// A limit under which no slot is lost by being given it: twice what is retained, or the present limit.
-fn enough_wal(limit: i64, retained: i64) -> String {
-    const GIB: i64 = 1 << 30;
-    let bytes = limit.max(retained).saturating_mul(2);
-    format!("{}GB", (bytes / GIB + 1).max(20))
 }
 
 /// Room for one slot, one walsender and two connections.
@@ -451,19 +445,6 @@ async fn walsender(sql: &Sql, report: &mut Report) -> Option<System> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_limit_for_wal_lies_above_what_is_kept_and_what_was_allowed() {
-        const GIB: i64 = 1 << 30;
-        for (limit, retained, expected) in [
-            (-1, 0, "20GB"),
-            (-1, 30 * GIB, "61GB"),
-            (100 * GIB, 60 * GIB, "201GB"),
-            (64 << 20, 1 << 20, "20GB"),
-        ] {
-            assert_eq!(enough_wal(limit, retained), expected, "{limit} {retained}");
-        }
-    }
 
     #[test]
     fn a_server_beyond_this_machine_must_prove_who_it_is() {

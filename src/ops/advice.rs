@@ -1,11 +1,20 @@
 //! What a person should do, in words; the same on the page, in `/status` and in `postrider status`.
 
+use super::forecast::{self, Outlook};
 use super::status::{Role, State, Status};
+use crate::error::Code;
 use bytesize::ByteSize;
 use serde::Serialize;
+use std::time::Duration;
 
 /// So little of what the slot may retain is left: it is time to act.
 const SAFE_SHARE_MIN: u64 = 10;
+
+/// A slot that is lost sooner is worth a warning.
+pub const LOSS_WARNED: Duration = Duration::from_secs(3600);
+
+/// A slot that is lost sooner leaves no time for anything else.
+const LOSS_NEAR: Duration = Duration::from_secs(600);
 
 /// How urgent it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -24,7 +33,9 @@ pub enum Level {
 pub struct Advice {
     /// See [`Level`].
     pub level: Level,
-    /// What is so.
+    /// Its place in the catalogue, where it has one.
+    pub code: Option<String>,
+    /// What is so, with its code.
     pub message: String,
     /// What to do; empty where nothing is.
     pub remedy: String,
@@ -32,7 +43,12 @@ pub struct Advice {
 
 impl Advice {
     fn new(level: Level, message: impl Into<String>, remedy: impl Into<String>) -> Advice {
-        Advice { level, message: message.into(), remedy: remedy.into() }
+        Advice { level, code: None, message: message.into(), remedy: remedy.into() }
+    }
+
+    fn coded(level: Level, code: &str, message: impl Into<String>, remedy: impl Into<String>) -> Advice {
+        let message = format!("{} ({code})", message.into());
+        Advice { code: Some(code.to_owned()), ..Advice::new(level, message, remedy) }
     }
 }
 
@@ -60,11 +76,13 @@ fn standstill(status: &Status) -> Option<Advice> {
         Role::Halted => "the relay has halted",
         _ => "nothing is being published",
     };
-    let message = format!("{what}: {} ({})", error.message, error.code);
-    Some(Advice::new(Level::Error, message, error.remedy.clone()))
+    let message = format!("{what}: {}", error.message);
+    Some(Advice::coded(Level::Error, &error.code, message, error.remedy.clone()))
 }
 
-fn slot(status: &Status) -> Option<Advice> {
+/// What becomes of the slot, or became.
+#[must_use]
+pub fn slot(status: &Status) -> Option<Advice> {
     let retained = status.retained_wal_bytes.unwrap_or(0);
     match (status.wal_status.as_deref(), status.safe_wal_bytes) {
         (Some("lost"), _) => Some(Advice::new(
@@ -72,28 +90,92 @@ fn slot(status: &Status) -> Option<Advice> {
             "the slot is lost: what was not published is in the outbox table only",
             "postrider recover: it publishes, once, what the stream lacks",
         )),
-        (Some("unreserved"), _) => Some(Advice::new(
+        (Some("unreserved"), _) => Some(Advice::coded(
             Level::Error,
+            Code::OutageLosesSlot.as_str(),
             "the slot is about to be lost: Postgres removes its WAL at the next checkpoint",
-            "raise max_slot_wal_keep_size now (ALTER SYSTEM SET …; SELECT pg_reload_conf()), then mend what keeps the \
-             relay from publishing",
+            keeping(status),
         )),
         (_, Some(safe)) => {
             let safe = u64::try_from(safe).unwrap_or(0);
-            (safe < safe.saturating_add(retained) / SAFE_SHARE_MIN).then(|| {
-                Advice::new(
+            let lost = match status.outlook {
+                Outlook::Lost(after) if after < LOSS_WARNED => Some(after),
+                _ => None,
+            };
+            let nearly = safe < safe.saturating_add(retained) / SAFE_SHARE_MIN;
+            let (level, message) = match lost {
+                Some(after) => (
+                    if after < LOSS_NEAR { Level::Error } else { Level::Warning },
+                    format!(
+                        "at the present {} of WAL the slot is lost in {}",
+                        present_rate(status),
+                        humantime::format_duration(Duration::from_secs(after.as_secs()))
+                    ),
+                ),
+                None if nearly => (
                     Level::Warning,
                     format!(
                         "the slot keeps {} of WAL and is in danger after {} more",
                         ByteSize(retained),
                         ByteSize(safe)
                     ),
-                    "mend what keeps the relay from publishing, or raise max_slot_wal_keep_size: postrider doctor",
-                )
-            })
+                ),
+                None => return None,
+            };
+            Some(Advice::coded(level, Code::OutageLosesSlot.as_str(), message, keeping(status)))
         }
+        (_, None) if status.outlook == Outlook::FillsDisk => Some(Advice::coded(
+            Level::Warning,
+            Code::OutageFillsDisk.as_str(),
+            format!(
+                "nothing limits what the slot keeps: Postgres's disk fills by {} of WAL, {} up to now",
+                present_rate(status),
+                ByteSize(retained)
+            ),
+            in_order(&[
+                MEND,
+                "watch the disk; a limit costs the slot instead of the database, once it is reached: ALTER SYSTEM SET \
+                 max_slot_wal_keep_size = '…'; SELECT pg_reload_conf();",
+                KEEP,
+            ]),
+        )),
         _ => None,
     }
+}
+
+fn present_rate(status: &Status) -> String {
+    forecast::per_second(status.wal_bytes_per_second.unwrap_or(0.0))
+}
+
+const MEND: &str = "mend what keeps the relay from publishing: NATS first, if it is away";
+const KEEP: &str = "do not drop the slot: it has what was not published. Only once it is lost: postrider recover, \
+    which publishes what the stream lacks";
+
+/// How the slot is kept.
+fn keeping(status: &Status) -> String {
+    let retained = status.retained_wal_bytes.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or(0);
+    let limit = retained.saturating_add(status.safe_wal_bytes.unwrap_or(0));
+    let raise = format!(
+        "gain time, if the disk has room: ALTER SYSTEM SET max_slot_wal_keep_size = '{}'; SELECT pg_reload_conf();",
+        forecast::enough_wal(limit, retained)
+    );
+    let first = match status.role {
+        Role::Leader => "end transactions that have been open for long: postrider doctor names them",
+        Role::Standby => "look at the relay that holds the slot: postrider status there",
+        Role::Waiting | Role::Halted => MEND,
+    };
+    let less = if status.hold_back_seconds > 0.0 {
+        "write less meanwhile (bulk jobs, REINDEX, VACUUM FULL), and have NATS sync more often, which makes the \
+         hold-back shorter: jetstream { sync_interval: 1s }, then nats.sync_interval = \"1s\""
+    } else {
+        "write less meanwhile: bulk jobs, REINDEX, VACUUM FULL"
+    };
+    in_order(&[first, &raise, less, KEEP])
+}
+
+fn in_order(steps: &[&str]) -> String {
+    let steps: Vec<_> = steps.iter().zip(1..).map(|(step, number)| format!("{number}. {step}")).collect();
+    steps.join("\n")
 }
 
 fn letters(status: &Status) -> Option<Advice> {
@@ -183,6 +265,35 @@ mod tests {
         assert_eq!(levels(&status), [Level::Warning]);
         status.wal_status = Some("unreserved".to_owned());
         assert_eq!(levels(&status), [Level::Error]);
+    }
+
+    #[test]
+    fn what_to_do_about_a_slot_near_its_loss_stands_in_order_and_never_drops_it() {
+        let mut status = Status {
+            wal_status: Some("extended".to_owned()),
+            retained_wal_bytes: Some(100 << 30),
+            safe_wal_bytes: Some(100 << 30),
+            wal_bytes_per_second: Some(12.0 * 1024.0 * 1024.0),
+            outlook: Outlook::Lost(Duration::from_secs(43 * 60)),
+            hold_back_seconds: 250.0,
+            ..Status::default()
+        };
+        let advice = slot(&status).unwrap();
+        assert_eq!(advice.message, "at the present 12.0 MiB/s of WAL the slot is lost in 43m (PR0602)");
+        let steps: Vec<_> = advice.remedy.lines().collect();
+        assert!(steps[0].starts_with("1. mend what keeps"), "{steps:?}");
+        assert!(steps[1].contains("ALTER SYSTEM SET max_slot_wal_keep_size = '401GB'"), "{steps:?}");
+        assert!(steps[2].contains("sync_interval: 1s"), "{steps:?}");
+        assert!(steps[3].starts_with("4. do not drop the slot") && steps.len() == 4, "{steps:?}");
+        status.outlook = Outlook::Lost(Duration::from_secs(5 * 60));
+        assert_eq!(levels(&status), [Level::Error]);
+        for sound in [Outlook::Lost(LOSS_WARNED), Outlook::Follows, Outlook::Unknown] {
+            status.outlook = sound;
+            assert_eq!(levels(&status), [], "{sound:?}");
+        }
+        (status.outlook, status.safe_wal_bytes) = (Outlook::FillsDisk, None);
+        let advice = slot(&status).unwrap();
+        assert!(advice.message.contains("disk fills by 12.0 MiB/s"), "{advice:?}");
     }
 
     #[test]

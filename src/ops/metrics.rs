@@ -8,6 +8,7 @@
 //! a number; no limit is `+Inf`.
 
 use super::counters::{Counters, Histogram, Peer, Retry};
+use super::forecast::Outlook;
 use super::status::{Role, State, Status};
 use crate::outbox::Reason;
 use crate::postgres::lsn::Lsn;
@@ -191,6 +192,20 @@ pub const METRICS: &[Metric] = &[
             Values::One(status.safe_wal_bytes.map_or(otherwise, |bytes| bytes as f64))
         },
     ),
+    gauge("wal_bytes_per_second", "WAL that the server writes, lately", |status, _| {
+        Values::One(status.wal_bytes_per_second.unwrap_or(f64::NAN))
+    }),
+    gauge(
+        "slot_seconds_to_loss",
+        "At that rate, until the slot may be lost; +Inf while it follows, and without a limit",
+        |status, _| {
+            Values::One(match status.outlook {
+                Outlook::Lost(after) => after.as_secs_f64(),
+                Outlook::Follows | Outlook::FillsDisk => f64::INFINITY,
+                Outlook::Unknown => f64::NAN,
+            })
+        },
+    ),
     one_of("slot_wal_status", "status", "1 for Postgres's word for the slot's WAL", |status, _| {
         let is = |word: &&str| status.wal_status.as_deref() == Some(word);
         Values::Each(WAL_STATUSES.iter().map(|word| (*word, f64::from(u8::from(is(word))))).collect())
@@ -337,6 +352,16 @@ mod tests {
         let text = of(&status, &Counters::default());
         assert!(text.contains("postrider_slot_safe_wal_bytes +Inf\n"), "{text}");
         assert!(text.contains("postrider_slot_wal_status{status=\"extended\"} 1\n"), "{text}");
+        for (outlook, seconds) in [
+            (Outlook::Unknown, "NaN"),
+            (Outlook::Follows, "+Inf"),
+            (Outlook::FillsDisk, "+Inf"),
+            (Outlook::Lost(std::time::Duration::from_secs(90)), "90"),
+        ] {
+            status.outlook = outlook;
+            let text = of(&status, &Counters::default());
+            assert!(text.contains(&format!("postrider_slot_seconds_to_loss {seconds}\n")), "{text}");
+        }
         status.safe_wal_bytes = Some(-5);
         status.confirmed_lsn = Some("1/10".to_owned());
         let text = of(&status, &Counters::default());

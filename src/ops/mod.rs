@@ -5,6 +5,7 @@
 pub mod advice;
 pub mod changes;
 pub mod counters;
+pub mod forecast;
 pub mod http;
 pub mod metrics;
 mod page;

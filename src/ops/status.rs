@@ -3,6 +3,7 @@
 use super::advice::{self, Advice};
 use super::changes::Changes;
 use super::counters::Counters;
+use super::forecast::{Outlook, Trend};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::postgres::lsn::Lsn;
@@ -171,6 +172,10 @@ pub struct Status {
     pub safe_wal_bytes: Option<i64>,
     /// `reserved`, `extended`, `unreserved`, `lost`.
     pub wal_status: Option<String>,
+    /// WAL that the server writes a second, lately.
+    pub wal_bytes_per_second: Option<f64>,
+    /// At that rate, until the slot is lost; null: it follows, has no limit, or it is not known.
+    pub slot_lost_in_seconds: Option<f64>,
     /// Open dead letters.
     pub dead_letters: u64,
     /// See [`LastError`].
@@ -198,6 +203,9 @@ pub struct Status {
     /// Since when something committed may not be stored. None: everything is.
     #[serde(skip)]
     pub unpublished_since: Option<Timestamp>,
+    /// What becomes of the slot.
+    #[serde(skip)]
+    pub outlook: Outlook,
 }
 
 impl Status {
@@ -221,6 +229,16 @@ impl Status {
             Role::Standby => standby_ready,
             Role::Waiting | Role::Halted => false,
         }
+    }
+
+    /// What was seen of the slot up to now says what becomes of it.
+    pub fn foresee(&mut self, trend: &Trend) {
+        self.outlook = trend.outlook();
+        self.wal_bytes_per_second = trend.rate();
+        self.slot_lost_in_seconds = match self.outlook {
+            Outlook::Lost(after) => Some(after.as_secs_f64()),
+            Outlook::Unknown | Outlook::Follows | Outlook::FillsDisk => None,
+        };
     }
 
     /// Fills in what follows from the rest.

@@ -11,6 +11,7 @@
 //! | [`Pace`] | lets frames and answers gather under load |
 //! | `faults` | a fault that repeats is one line a minute in the log |
 //! | `upkeep` | beside the loop: publication, stream's end, checkpoint row |
+//! | `slot_watch` | when the slot is lost if nothing changes, on the board and in the log |
 //! | [`shadow`] | beside a poller: what would be published, and is not |
 //! | [`preflight`] | what must hold, with the remedy where it does not |
 //!
@@ -30,6 +31,7 @@ pub mod shadow;
 mod sides;
 #[cfg(test)]
 mod simulation;
+mod slot_watch;
 pub(crate) mod taken;
 mod upkeep;
 
@@ -47,6 +49,7 @@ pub use pace::Pace;
 use pump::{End, LetterLog, Process, Summary};
 use servers::Servers;
 use sides::Sides;
+use slot_watch::SlotWatch;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -113,6 +116,7 @@ async fn run_between(
         latency: latency::Recent::new(),
         rate: latency::Rate::new(),
         summary: Summary::new(),
+        slot_watch: SlotWatch::new(),
     };
     // What was committed before may wait since long ago: that much is not known yet.
     board.update(|status| status.unpublished_since = Some(Timestamp::now()));
@@ -167,7 +171,8 @@ async fn run_between(
         let due = surveyed.is_none_or(|at| at.elapsed() >= SURVEY_APART);
         let survey = async {
             if due {
-                show_survey(board, sides.survey(process.first_host).await);
+                // Nobody confirms anything to the slot.
+                process.show_survey(sides.survey(process.first_host).await, None);
                 surveyed = Some(Instant::now());
             }
             std::future::pending().await
@@ -200,16 +205,24 @@ fn stream_failure(error: Error) -> Failure {
     }
 }
 
-/// What it tells, or that nothing is known any more: numbers of an hour ago would calm without reason.
-fn show_survey(board: &Board, survey: Result<Survey, Failure>) {
-    board.update(|status| match survey {
-        Ok(survey) => survey.show(status),
-        Err(failure) => {
-            debug!(code = %failure.code, error = failure.message, "Postgres is not looked at");
-            (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
-            (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
+impl Process {
+    /// What it tells, or that nothing is known any more: numbers of an hour ago would calm without reason.
+    /// `patience`: of the relay that reads the slot; none when nobody does.
+    fn show_survey(&mut self, survey: Result<Survey, Failure>, patience: Option<Duration>) {
+        let slot = survey.as_ref().ok().and_then(|survey| survey.slot.clone());
+        self.board.update(|status| match survey {
+            Ok(survey) => survey.show(status),
+            Err(failure) => {
+                debug!(code = %failure.code, error = failure.message, "Postgres is not looked at");
+                (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
+                (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
+            }
+        });
+        match slot {
+            Some(slot) => self.slot_watch.saw(&self.board, &slot, patience),
+            None => self.slot_watch.lost_sight(&self.board),
         }
-    });
+    }
 }
 
 fn unanswered() -> Failure {

@@ -5,11 +5,11 @@
 //! who holds the slot may write it; then the letters, which no one else can add to any more; at last
 //! the stream, read from its leader after all of that.
 
+use super::SURVEY_APART;
 use super::intake::Intake;
 use super::preflight;
 use super::pump::{End, Opened, Process, Pump};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
-use super::{SURVEY_APART, show_survey};
 use crate::config::{Config, Oversize};
 use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::confirm::Ledger;
@@ -20,6 +20,7 @@ use crate::error::{Code, Failure};
 use crate::nats::object_store::bucket;
 use crate::nats::stream::Look;
 use crate::ops::counters::Peer;
+use crate::ops::forecast;
 use crate::ops::status::{Role, State};
 use crate::outbox::{Mapping, Resolved};
 use crate::postgres::lsn::Lsn;
@@ -237,7 +238,7 @@ fn row(read: Option<Checkpoint>, config: &Config) -> Result<Checkpoint, Failure>
 /// has it, else where the slot stands. From then on nobody else reads it.
 async fn take_slot(
     config: &Config,
-    process: &Process,
+    process: &mut Process,
     base: &impl Base,
     publisher: &mut impl Publisher,
     known: &Checkpoint,
@@ -261,7 +262,8 @@ async fn take_slot(
             }
             if Instant::now() >= survey_due {
                 survey_due = Instant::now() + SURVEY_APART;
-                show_survey(&process.board, Ok(base.survey().await?));
+                let patience = forecast::patience(config.delivery.hold_back(&config.nats));
+                process.show_survey(Ok(base.survey().await?), Some(patience));
             }
             let next_look = Instant::now() + STANDBY_LOOK;
             // Nothing is due: pings are answered, a lost connection is made anew.

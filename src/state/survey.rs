@@ -5,9 +5,12 @@ use super::{checkpoint, dead_letter};
 use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
 use crate::error::{Code, Failure};
+use crate::ops::forecast::Trend;
 use crate::ops::status::Status;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::{self, Slot, TableSize};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// See the module. None: there is none.
 pub struct Survey {
@@ -33,6 +36,26 @@ pub async fn read(sql: &Sql, config: &Config) -> Result<Survey, Failure> {
         open_letters: of_schema(dead_letter::open_count(sql, schema, slot).await)?,
         outbox: preflight::table_size(sql, &table.schema, &table.name).await?,
     })
+}
+
+/// The slot is looked at twice, so far apart, to know how fast WAL is written.
+const RATE_OVER: Duration = Duration::from_secs(1);
+
+/// Watches `slot` for a second. `patience`: of the relay that reads it; none when nobody does.
+///
+/// # Errors
+/// The connection breaks.
+pub async fn trend(sql: &Sql, slot: &Slot, patience: Option<Duration>) -> Result<Trend, Failure> {
+    let mut trend = Trend::over(RATE_OVER);
+    let mut now = slot.clone();
+    for looked_at in 0..2 {
+        if looked_at > 0 {
+            sleep(RATE_OVER).await;
+        }
+        now.wal_end = preflight::wal_insert_lsn(sql).await?;
+        trend.saw(Instant::now(), &now, patience);
+    }
+    Ok(trend)
 }
 
 /// None when schema or table do not exist.

@@ -17,6 +17,7 @@ mod delivery;
 mod doctor;
 mod encryption;
 mod failover;
+mod forecast;
 mod letters;
 mod mapping;
 mod moving;

@@ -152,7 +152,7 @@ async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_mo
     }
     prometheus.comes("PostriderSlotNearLoss", true).await;
     let shown = relay.status().await.unwrap()["advice"].to_string();
-    assert!(shown.contains("in danger after"), "{shown}");
+    assert!(shown.contains("PR0602"), "{shown}");
     prometheus.comes("PostriderSlotLost", false).await;
     pipeline.nats.start_again().await.unwrap();
     relay.streams().await;

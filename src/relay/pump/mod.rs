@@ -45,6 +45,7 @@ use super::faults::FaultLog;
 use super::intake::{Intake, Step};
 use super::pace::{Load, Pace};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
+use super::slot_watch::SlotWatch;
 use super::stream_failure;
 use super::taken::Taken;
 use super::upkeep::{self, Check, Plan};
@@ -60,6 +61,7 @@ use crate::nats::answer::Answer;
 use crate::nats::limits::Limits;
 use crate::nats::stream::Look;
 use crate::ops::counters::{Counters, Peer, Retry, micros};
+use crate::ops::forecast;
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::seal::Key;
@@ -195,6 +197,7 @@ pub(super) struct Process {
     pub(super) latency: super::latency::Recent,
     pub(super) rate: super::latency::Rate,
     pub(super) summary: Summary,
+    pub(super) slot_watch: SlotWatch,
 }
 
 impl Process {

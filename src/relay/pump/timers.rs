@@ -162,6 +162,8 @@ impl<S: Sides> Pump<'_, S> {
         if let Some(checked) = done.checked {
             self.session.ledger.checked(checked.lsn);
             self.wal_end = self.wal_end.max(checked.lsn);
+            let patience = forecast::patience(self.config.delivery.hold_back(&self.config.nats));
+            self.process.slot_watch.saw(&self.process.board, &checked.slot, Some(patience));
             self.slot = Some(checked.slot);
             self.open_letters = Some(checked.open_letters);
             self.outbox = checked.outbox;
