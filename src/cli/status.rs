@@ -2,12 +2,14 @@
 
 use super::{Ended, block_on, load};
 use crate::config::{Config, Flags};
+use crate::doctor;
 use crate::error::{Code, Failure};
 use crate::nats::connect;
 use crate::nats::stream::Stream;
 use crate::ops::forecast;
 use crate::ops::status::{LastError, Status};
 use crate::postgres::client::Sql;
+use crate::postgres::timestamp::Timestamp;
 use crate::state::survey;
 use bytesize::ByteSize;
 use http_body_util::{BodyExt, Empty};
@@ -22,6 +24,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// A running relay answers from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// As doctor has it by default.
+const OLD_TRANSACTION: Duration = Duration::from_secs(300);
 
 const WATCH_APART: Duration = Duration::from_secs(1);
 
@@ -129,7 +134,8 @@ async fn read(config: &Config) -> Result<Status, Failure> {
         (Some(slot), _, None) => {
             let retained = ByteSize(slot.retained().unwrap_or(0));
             format!(
-                "no relay runs, and the slot retains {retained} of WAL: start one, or end it by postrider remove"
+                "no relay runs, and the slot retains {retained} of WAL: start one (why the last one ended stands at the \
+                 end of its log), or end it by postrider remove"
             )
         }
     };
@@ -138,11 +144,29 @@ async fn read(config: &Config) -> Result<Status, Failure> {
         status.foresee(&survey::trend(&sql, slot, patience).await?);
     }
     survey.show(&mut status);
-    if let Err(failure) = look_at_stream(config).await {
-        status.last_error = Some(LastError::from(&failure));
+    let fault = match held {
+        Some(_) => look_at_stream(config).await.err().map(|failure| LastError::from(&failure)),
+        None => why_none_can_run(config).await,
+    };
+    if let Some(fault) = &fault {
+        status.reason.clone_from(&fault.message);
     }
+    status.last_error = fault;
     status.complete();
     Ok(status)
+}
+
+/// The first of what keeps a relay from running, where anything does.
+async fn why_none_can_run(config: &Config) -> Option<LastError> {
+    let report = doctor::examine(config, OLD_TRANSACTION).await;
+    let worst = report.findings.into_iter().find(|finding| finding.level == doctor::Level::Error)?;
+    let remedies = std::iter::once(worst.remedy).chain(worst.sql).chain(worst.command);
+    Some(LastError {
+        code: worst.code.to_owned(),
+        message: worst.message,
+        remedy: remedies.collect::<Vec<_>>().join("; "),
+        at: Timestamp::now().to_string(),
+    })
 }
 
 async fn look_at_stream(config: &Config) -> Result<(), Failure> {
@@ -161,7 +185,7 @@ fn line(status: &Value) -> String {
     let of = |name: &str| shown(name, &status[name]).unwrap_or_else(|| "-".to_owned());
     format!(
         "{} {} {}  published {}  {}/s  lag {}  in flight {}  retained {}  dead letters {}  {}\n",
-        crate::postgres::timestamp::Timestamp::now(),
+        Timestamp::now(),
         of("role"),
         of("state"),
         of("published_total"),
