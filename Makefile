@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers operations examples test soak torture torture-matrix fuzz mutants bench instructions deny demo
+.PHONY: help build check servers operations examples packaging test soak torture torture-matrix fuzz mutants bench instructions deny demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -21,6 +21,7 @@ help:
 	@echo "make build    the release binary"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
 	@echo "make operations   Prometheus and Chromium of Debian, which tests/operations.rs needs"
+	@echo "make packaging    what tests/packaging needs; apt-get brings what is missing"
 	@echo "make examples what the tests of examples/ need; apt-get brings what is missing"
 
 build:
@@ -40,7 +41,10 @@ operations:
 examples:
 	scripts/examples.sh
 
-test: servers operations examples
+packaging:
+	scripts/packaging.sh
+
+test: servers operations examples packaging
 	$(CARGO) test --locked
 
 # One seed with everything that happens in it: make soak SEED=17 COUNT=1 POSTRIDER_SIMULATION_TRACE=1

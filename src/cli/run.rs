@@ -1,9 +1,10 @@
 //! `postrider run`
 
 use super::{Ended, drive, load, logging, shadow};
-use crate::config::Flags;
+use crate::config::{Environment, Flags};
 use crate::ops::http::{self, Pulse};
 use crate::ops::status::{Board, Status};
+use crate::ops::systemd::Systemd;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::{self, Pace};
 use tokio::runtime::Builder;
@@ -42,22 +43,27 @@ pub(super) fn run(args: &Args) -> Ended {
     });
     let pulse = Pulse::default();
     http::serve(&config.http, board.clone(), pulse.clone());
+    let systemd = Systemd::of(&Environment::of_process());
+    systemd.watch(board.clone(), pulse.clone());
     let pace = Pace::default();
     let resting = pace.clone();
     // One thread is the fastest: pump and NATS client wake each other without crossing cores.
     let mut runtime = Builder::new_current_thread();
-    drive(runtime.on_thread_park(move || resting.rest()), async {
-        let stop = stop_signal();
+    let told = systemd.clone();
+    let ended = drive(runtime.on_thread_park(move || resting.rest()), async {
+        let stop = stop_signal(move || told.stopping());
         let ended = relay::run(&config, &board, &pulse, &pace, stop).await;
         if ended.is_ok() {
             info!(published = board.read().published_total, "drained");
         }
         ended
-    })
+    });
+    systemd.ended(&board.read());
+    ended
 }
 
-/// Turns true at the first SIGTERM or SIGINT; the second ends the process.
-pub(super) fn stop_signal() -> watch::Receiver<bool> {
+/// Turns true at the first SIGTERM or SIGINT, once `before` was called; the second ends the process.
+pub(super) fn stop_signal(before: impl Fn() + Send + 'static) -> watch::Receiver<bool> {
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         let (Some(mut terminate), Some(mut interrupt)) =
@@ -75,6 +81,7 @@ pub(super) fn stop_signal() -> watch::Receiver<bool> {
             if round > 0 {
                 std::process::exit(status);
             }
+            before();
             let _ = stop.send(true);
         }
     });

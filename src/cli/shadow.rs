@@ -50,7 +50,7 @@ pub(super) fn run(args: &Shadow, flags: &Flags) -> Ended {
     block_on(async {
         let mut progress = Progress::begin();
         let ended =
-            shadow::watch(&config, &options, super::run::stop_signal(), |now| progress.show(now)).await;
+            shadow::watch(&config, &options, super::run::stop_signal(|| {}), |now| progress.show(now)).await;
         progress.end();
         shadow::Ended { report, failure } = ended?;
         Ok(())

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 /// restart helps.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
-/// Fed by the pump, looked at by `/healthz`.
+/// Fed by the loop, looked at by `/healthz` and for systemd's watchdog.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     began: Instant,
@@ -41,8 +41,10 @@ impl Pulse {
         self.millis.store(millis, Ordering::Relaxed);
     }
 
-    fn age(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+    /// How long the loop has not turned, when it hangs.
+    pub(super) fn stuck_for(&self) -> Option<Duration> {
+        let last = Duration::from_millis(self.millis.load(Ordering::Relaxed));
+        Some(self.began.elapsed().saturating_sub(last)).filter(|age| *age >= STUCK_AFTER)
     }
 }
 
@@ -141,10 +143,24 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    let age = shared.pulse.age();
-    if age < STUCK_AFTER {
-        return (StatusCode::OK, "ok\n").into_response();
+    match shared.pulse.stuck_for() {
+        None => (StatusCode::OK, "ok\n").into_response(),
+        Some(age) => {
+            let text = format!("the loop has not turned for {} s\n", age.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {} s\n", age.as_secs()))
-        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_has_not_turned_for_long_hangs_until_it_turns_again() {
+        let pulse = Pulse { began: Instant::now() - 2 * STUCK_AFTER, millis: Arc::default() };
+        assert!(pulse.stuck_for().is_some_and(|age| age >= 2 * STUCK_AFTER));
+        pulse.beat();
+        assert_eq!(pulse.stuck_for(), None);
+    }
 }

@@ -10,3 +10,4 @@ pub mod http;
 pub mod metrics;
 mod page;
 pub mod status;
+pub mod systemd;

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what tests/packaging runs: systemd-analyze and strace.
+#
+#   scripts/packaging.sh
+#
+# They are Debian's packages, and installing them needs root. Whatever is there already is left alone.
+set -euo pipefail
+
+say() { echo "packaging: $*" >&2; }
+die() {
+    say "$1"
+    shift
+    for line in "$@"; do echo "  remedy: $line" >&2; done
+    exit 1
+}
+have() { command -v "$1" >/dev/null; }
+
+missing=()
+have systemd-analyze || missing+=(systemd)
+have strace || missing+=(strace)
+if [ ${#missing[@]} -gt 0 ]; then
+    have apt-get || die "${missing[*]} are needed, and this is no Debian" "install them, and put them on PATH"
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        have sudo || die "installing needs root" "apt-get install ${missing[*]}"
+        sudo=sudo
+    fi
+    say "installing ${missing[*]}"
+    $sudo apt-get update -qq || say "the lists of packages are old"
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get -o DPkg::Lock::Timeout=600 install --yes -qq \
+        --no-install-recommends "${missing[@]}" >&2 ||
+        die "they could not be installed (see above)" "check apt's sources, then run this again"
+fi

@@ -1,0 +1,27 @@
+//! What Postrider is installed with: systemd's units, and what the process tells systemd.
+//! scripts/packaging.sh installs what these tests run; without it they fail.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper that fails fails its test"
+)]
+
+mod notify;
+#[path = "../e2e/support.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
+mod support;
+mod units;
+
+use std::path::{Path, PathBuf};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A program that scripts/packaging.sh installs.
+fn program(name: &str) -> PathBuf {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not installed: scripts/packaging.sh installs it"))
+}
