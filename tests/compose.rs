@@ -6,6 +6,7 @@ use postrider::demo::servers::{NatsServer, PostgresPrograms, PostgresServer, nat
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 const FILE: &str = include_str!("../docker-compose.yml");
+const IMAGE: &str = include_str!("../Dockerfile");
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What this test reads of the file.
@@ -66,6 +68,8 @@ impl Compose {
 struct Servers {
     postgres: PostgresServer,
     nats: NatsServer,
+    /// Of the relay's HTTP, in place of the container's own.
+    http_port: u16,
 }
 
 impl Servers {
@@ -82,33 +86,44 @@ impl Servers {
         let config = replaced(compose.nats_config(), "\"/data\"", "$STORE");
         let config = replaced(&config, "http: 8222", "http: \"127.0.0.1:-1\"");
         let nats = NatsServer::start(&nats_program(None).unwrap(), &config).await.unwrap();
-        Servers { postgres, nats }
+        let http_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Servers { postgres, nats, http_port }
     }
 
-    /// `postrider` with the service's command, its environment and nothing else.
+    /// `postrider` with the service's command.
     fn spawn(&self, service: &Service, folder: &Path) -> Child {
+        let mut postrider = Command::new(env!("CARGO_BIN_EXE_postrider"));
+        self.within(service, postrider.args(&service.command).current_dir(folder)).spawn().unwrap()
+    }
+
+    /// The image's health check, by the shell that Docker gives it to, in the service's container.
+    async fn is_healthy(&self, service: &Service) -> bool {
+        let line = IMAGE.lines().find(|line| line.starts_with("HEALTHCHECK ")).unwrap();
+        let (_, check) = line.split_once(" CMD ").unwrap();
+        let folder = Path::new(env!("CARGO_BIN_EXE_postrider")).parent().unwrap();
+        let mut shell = Command::new("/bin/sh");
+        let checked =
+            self.within(service, shell.args(["-c", check])).env("PATH", folder).output().await.unwrap();
+        // Docker knows no other.
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+        checked.status.success()
+    }
+
+    /// With the service's environment and nothing else.
+    fn within<'a>(&self, service: &Service, command: &'a mut Command) -> &'a mut Command {
         let environment = service.environment.iter().map(|(name, value)| {
             let value = match name.as_str() {
                 "DATABASE_URL" => {
                     replaced(value, "@postgres:5432/", &format!("@127.0.0.1:{}/", self.postgres.port()))
                 }
                 "NATS_URL" => replaced(value, "nats:4222", &format!("127.0.0.1:{}", self.nats.port())),
-                "POSTRIDER_HTTP_LISTEN" => replaced(value, ":9464", ":0"),
+                "POSTRIDER_HTTP_LISTEN" => replaced(value, ":9464", &format!(":{}", self.http_port)),
                 _ => value.clone(),
             };
             (name, value)
         });
-        Command::new(env!("CARGO_BIN_EXE_postrider"))
-            .args(&service.command)
-            .env_clear()
-            .envs(environment)
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
+        command.env_clear().envs(environment).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true)
     }
 
     /// The message at `seq`, as soon as it is stored.
@@ -161,11 +176,17 @@ async fn the_commands_and_variables_of_docker_compose_carry_a_row_into_the_strea
     assert_eq!(subject, "outbox.order_placed");
     assert_eq!(payload, br#"{"order_id": 1}"#);
 
+    let begun = Instant::now();
+    while !servers.is_healthy(run).await {
+        assert!(begun.elapsed() < DEADLINE, "the container does not become healthy");
+    }
+
     // What `docker compose stop` sends.
     let pid = Pid::from_raw(relay.id().unwrap().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
     let ended = timeout(DEADLINE, relay.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(!servers.is_healthy(run).await, "no relay runs any more");
 }
 
 #[test]

@@ -11,8 +11,10 @@ use crate::ops::status::{LastError, Status};
 use crate::postgres::client::Sql;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::survey;
+use bytes::Bytes;
 use bytesize::ByteSize;
 use http_body_util::{BodyExt, Empty};
+use hyper::StatusCode;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -36,7 +38,8 @@ const WATCH_APART: Duration = Duration::from_secs(1);
 Example:
   postrider status
   postrider status --watch
-  postrider status --json | jq .lag_bytes")]
+  postrider status --json | jq .lag_bytes
+  postrider status --check    # for supervisors: 0 while the relay's loop turns, as its /healthz says; else 6")]
 pub(super) struct Args {
     /// Print one JSON object; with --watch one a second, each on its line.
     #[arg(long)]
@@ -44,6 +47,9 @@ pub(super) struct Args {
     /// Show it anew each second; where the output is no terminal, as one line.
     #[arg(long)]
     watch: bool,
+    /// Ask only the running relay, and only whether its loop turns; exit status 6 where none does.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    check: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -51,6 +57,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Ended {
     let config = load(&args.flags)?;
     block_on(async {
+        if args.check {
+            return check(&config).await;
+        }
         if args.watch {
             return watch(&config, args.json).await;
         }
@@ -60,6 +69,20 @@ pub(super) fn run(args: &Args) -> Ended {
         let _ = std::io::stdout().write_all(text.as_bytes());
         Ok(())
     })
+}
+
+/// An outage of a server is no reason to start the relay again, so it is not looked at.
+async fn check(config: &Config) -> Result<(), Failure> {
+    let unhealthy =
+        |message: String| Failure::new(Code::Unhealthy, message, "see the relay's log; postrider status");
+    let Some(address) = config.http.listen else {
+        return Err(unhealthy("http.listen is off: nobody can be asked".to_owned()));
+    };
+    match timeout(ANSWER_MAX, get(address, "/healthz", config)).await.ok().flatten() {
+        Some((StatusCode::OK, _)) => Ok(()),
+        Some((_, body)) => Err(unhealthy(String::from_utf8_lossy(&body).trim().to_owned())),
+        None => Err(unhealthy(format!("no relay answers at {address}"))),
+    }
 }
 
 /// Once a second, until interrupted or nobody reads any more.
@@ -106,17 +129,23 @@ async fn look(config: &Config) -> Result<Value, Failure> {
 
 /// The running relay's `/status`; none when none answers for this slot.
 async fn ask(address: SocketAddr, config: &Config) -> Option<Value> {
+    let (_, body) = get(address, "/status", config).await?;
+    let status: Value = serde_json::from_slice(&body).ok()?;
+    (status.get("slot")?.as_str()? == config.postgres.slot).then_some(status)
+}
+
+/// What is answered; none where nobody does.
+async fn get(address: SocketAddr, path: &str, config: &Config) -> Option<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(address).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
-    let mut request = hyper::Request::get("/status").header(hyper::header::HOST, address.to_string());
+    let mut request = hyper::Request::get(path).header(hyper::header::HOST, address.to_string());
     if let Some(token) = &config.http.token {
         request = request.header(hyper::header::AUTHORIZATION, format!("Bearer {}", token.expose()));
     }
-    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).ok()?).await.ok()?;
-    let body = response.into_body().collect().await.ok()?.to_bytes();
-    let status: Value = serde_json::from_slice(&body).ok()?;
-    (status.get("slot")?.as_str()? == config.postgres.slot).then_some(status)
+    let response = sender.send_request(request.body(Empty::<Bytes>::new()).ok()?).await.ok()?;
+    let code = response.status();
+    Some((code, response.into_body().collect().await.ok()?.to_bytes()))
 }
 
 /// What Postgres and NATS know of it; the live fields stay null.

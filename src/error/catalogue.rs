@@ -312,6 +312,8 @@ catalogue! {
         "Marked and deleted rows leave dead versions, which vacuum removes. With the server's defaults it waits for a fifth of the table; an old transaction, a slot or a standby's query keeps it from removing any.";
     ShadowDiffers = "PR0645", Findings, Operator, "relay and poller differ",
         "`run --shadow` found events that the poller has not processed, rows that it has and the relay would not have published, or events that would be dead letters. It names the first of each; --json lists them.";
+    Unhealthy = "PR0650", Findings, Operator, "no relay answers that its loop turns",
+        "`postrider status --check` asks the relay's /healthz on http.listen, for supervisors. Nobody listens there (no relay, http.listen = \"off\", a port that was taken), nobody answers within two seconds, or the loop has not turned for 30 seconds, which only a restart mends.";
 }
 
 impl fmt::Display for Code {

@@ -1,6 +1,7 @@
 //! `postrider status` for a person, once and each second.
 
 use crate::support::{Pipeline, eventually};
+use rustix::process::Signal;
 use std::process::{Command, Stdio};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,4 +77,27 @@ async fn the_log_sums_up_each_minute_and_has_no_line_for_an_event_nor_its_payloa
     assert_eq!(relay.terminate().await, Some(0));
     let log = relay.stderr();
     assert!(log.lines().count() < 10 && !log.contains("chrysanthemum"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_of_a_relay_passes_while_its_loop_turns_and_fails_when_it_hangs_or_is_gone() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    pipeline.set("POSTRIDER_HTTP_TOKEN", "not-needed-for-it");
+    let ended = pipeline.postrider(&["status", "--check"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
+    // Postgres and NATS are not asked, and their outage is not the relay's fault.
+    pipeline.nats.kill();
+    pipeline.postgres.kill().await;
+    relay.is("role", "waiting").await;
+    assert_eq!(pipeline.postrider(&["status", "--check"]).await.code, Some(0));
+    relay.signal(Signal::STOP);
+    let ended = pipeline.postrider(&["status", "--check"]).await;
+    assert_eq!(ended.code, Some(6));
+    assert!(ended.stderr.contains("PR0650"), "{}", ended.stderr);
+    relay.kill();
+    let ended = pipeline.postrider(&["status", "--check"]).await;
+    assert_eq!(ended.code, Some(6));
+    assert!(ended.stderr.contains("no relay answers at 127.0.0.1"), "{}", ended.stderr);
 }
