@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests/packaging runs: systemd-analyze and strace.
+# Installs what tests/packaging runs: systemd-analyze, strace, man and mandoc.
 #
 #   scripts/packaging.sh
 #
@@ -18,6 +18,8 @@ have() { command -v "$1" >/dev/null; }
 missing=()
 have systemd-analyze || missing+=(systemd)
 have strace || missing+=(strace)
+have man || missing+=(man-db)
+have mandoc || missing+=(mandoc)
 if [ ${#missing[@]} -gt 0 ]; then
     have apt-get || die "${missing[*]} are needed, and this is no Debian" "install them, and put them on PATH"
     sudo=

@@ -1,5 +1,6 @@
 //! The command line: one file a command, exit statuses decided here.
 
+mod completions;
 mod config;
 mod decrypt;
 mod demo;
@@ -8,6 +9,7 @@ mod doctor;
 mod explain;
 mod init;
 mod logging;
+mod man;
 mod prune;
 mod recover;
 mod remove;
@@ -19,7 +21,7 @@ mod verify;
 
 use crate::config::{Config, Environment};
 use crate::error::{Code, Exit, Failure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 use std::future::Future;
 use std::io::{IsTerminal, Write, stdin, stdout};
@@ -64,6 +66,10 @@ enum Command {
     Config(config::Args),
     /// Say what an error code means.
     Explain(explain::Args),
+    #[command(hide = true)]
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 /// The process: parses the command line, runs the command, prints what went wrong.
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Config(args) => config::run(&args, &Environment::of_process(), &mut stdout()),
         Command::Explain(args) => explain::run(&args, &mut stdout()),
+        Command::Completions(args) => completions::run(&args, &mut stdout()),
+        Command::Man(args) => man::run(&args),
     };
     match ended {
         Ok(()) => ExitCode::from(Exit::Done as u8),
@@ -99,6 +107,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit as u8)
         }
     }
+}
+
+/// The command line as a whole, for completions and manual pages.
+fn command_line() -> clap::Command {
+    Cli::command()
 }
 
 /// What a command ends with: all that is wrong with its input, or the one failure that ended it.

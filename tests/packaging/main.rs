@@ -8,6 +8,7 @@
 )]
 
 mod notify;
+mod shell;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, reason = "these tests need a part of it")]
 mod support;
