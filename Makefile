@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What `make demo` and `make bench` hand on: make demo ARGS="--seconds 30 --rate 1000"
 ARGS ?=
 
-.PHONY: help build check servers operations examples packaging test soak torture torture-matrix fuzz mutants bench instructions deny demo
+.PHONY: help build check servers operations examples packaging deb test soak torture torture-matrix fuzz mutants bench instructions deny demo
 
 help:
 	@echo "make demo     a whole pipeline on servers of its own, for ten seconds   [ARGS=\"--seconds 30\"]"
@@ -19,6 +19,7 @@ help:
 	@echo "make deny     licences and origins of what is in the tree, and that it has one TLS provider"
 	@echo "make check    formatting, clippy and docs, in seconds"
 	@echo "make build    the release binary"
+	@echo "make deb      the Debian package, of a release build"
 	@echo "make servers  the servers of all versions that the tests need, into .servers/"
 	@echo "make operations   Prometheus and Chromium of Debian, which tests/operations.rs needs"
 	@echo "make packaging    what tests/packaging needs; apt-get brings what is missing"
@@ -26,6 +27,10 @@ help:
 
 build:
 	$(CARGO) build --release --locked
+
+deb:
+	$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
+	scripts/deb.sh
 
 check:
 	$(CARGO) fmt --check

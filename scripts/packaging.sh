@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what tests/packaging runs: systemd-analyze, strace, man and mandoc.
+# Installs what tests/packaging runs: systemd-analyze, strace, man, mandoc and cargo-deb.
 #
 #   scripts/packaging.sh
 #
-# They are Debian's packages, and installing them needs root. Whatever is there already is left alone.
+# All but the last are Debian's packages, and installing them needs root; cargo-deb takes a minute to build.
+# Whatever is there already is left alone.
 set -euo pipefail
 
 say() { echo "packaging: $*" >&2; }
@@ -32,4 +33,10 @@ if [ ${#missing[@]} -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive $sudo apt-get -o DPkg::Lock::Timeout=600 install --yes -qq \
         --no-install-recommends "${missing[@]}" >&2 ||
         die "they could not be installed (see above)" "check apt's sources, then run this again"
+fi
+
+if ! have cargo-deb; then
+    say "building cargo-deb"
+    cargo install --quiet --locked cargo-deb >&2 ||
+        die "cargo-deb could not be built (see above)" "cargo install --locked cargo-deb"
 fi

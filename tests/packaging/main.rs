@@ -1,4 +1,5 @@
-//! What Postrider is installed with: systemd's units, and what the process tells systemd.
+//! What Postrider is installed with: systemd's units and what the process tells systemd, the Debian package,
+//! completions and manual pages.
 //! scripts/packaging.sh installs what these tests run; without it they fail.
 #![allow(
     clippy::unwrap_used,
@@ -7,6 +8,7 @@
     reason = "a helper that fails fails its test"
 )]
 
+mod deb;
 mod notify;
 mod shell;
 #[path = "../e2e/support.rs"]
@@ -15,6 +17,7 @@ mod support;
 mod units;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -25,4 +28,12 @@ fn program(name: &str) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not installed: scripts/packaging.sh installs it"))
+}
+
+/// What a program said, when it has ended well.
+fn done(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let said = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&stderr));
+    said
 }

@@ -11,10 +11,11 @@ use tempfile::TempDir;
 const WATCHDOG: Duration = Duration::from_secs(2);
 
 /// Systemd's end of the socket.
-struct Systemd {
+pub(crate) struct Systemd {
     socket: tokio::net::UnixDatagram,
+    name: String,
     heard: Vec<String>,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl Systemd {
@@ -22,20 +23,34 @@ impl Systemd {
     fn of(pipeline: &mut Pipeline) -> Systemd {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        Systemd::at(socket, path.to_str().unwrap(), folder, pipeline)
+        let (socket, name) = (UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned());
+        let systemd = Systemd::new(socket, name, Some(folder));
+        for (variable, value) in systemd.variables() {
+            pipeline.set(variable, &value);
+        }
+        systemd
     }
 
-    fn at(socket: UnixDatagram, name: &str, folder: TempDir, pipeline: &mut Pipeline) -> Systemd {
+    /// With a name that every user reaches.
+    pub(crate) fn with_abstract_name() -> Systemd {
+        let name = format!("postrider-test/{}/{:?}", std::process::id(), std::thread::current().id());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        Systemd::new(socket, format!("@{name}"), None)
+    }
+
+    fn new(socket: UnixDatagram, name: String, folder: Option<TempDir>) -> Systemd {
         socket.set_nonblocking(true).unwrap();
-        pipeline.set("NOTIFY_SOCKET", name);
-        pipeline.set("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());
         let socket = tokio::net::UnixDatagram::from_std(socket).unwrap();
-        Systemd { socket, heard: Vec::new(), _folder: folder }
+        Systemd { socket, name, heard: Vec::new(), _folder: folder }
+    }
+
+    /// What a service is started with.
+    pub(crate) fn variables(&self) -> [(&'static str, String); 2] {
+        [("NOTIFY_SOCKET", self.name.clone()), ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string())]
     }
 
     /// The next line that begins so.
-    async fn hears(&mut self, beginning: &str) -> String {
+    pub(crate) async fn hears(&mut self, beginning: &str) -> String {
         self.hears_within(DEADLINE, beginning)
             .await
             .unwrap_or_else(|| panic!("no {beginning}: {:?}", self.heard))
@@ -56,7 +71,7 @@ impl Systemd {
     }
 
     /// All that has come and was not looked at.
-    fn rest(&mut self) -> Vec<String> {
+    pub(crate) fn rest(&mut self) -> Vec<String> {
         let mut buffer = [0; 4096];
         while let Ok(received) = self.socket.try_recv(&mut buffer) {
             self.heard.extend(std::str::from_utf8(&buffer[..received]).unwrap().lines().map(str::to_owned));
@@ -164,10 +179,10 @@ async fn a_relay_that_is_refused_at_its_start_is_never_ready_and_systemd_is_told
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_with_an_abstract_name_serves_too() {
     let mut pipeline = Pipeline::article().await;
-    let name = format!("postrider-test/{}", std::process::id());
-    let address = SocketAddr::from_abstract_name(&name).unwrap();
-    let socket = UnixDatagram::bind_addr(&address).unwrap();
-    let mut systemd = Systemd::at(socket, &format!("@{name}"), tempfile::tempdir().unwrap(), &mut pipeline);
+    let mut systemd = Systemd::with_abstract_name();
+    for (variable, value) in systemd.variables() {
+        pipeline.set(variable, &value);
+    }
     let mut relay = pipeline.spawn(&["run"]);
     systemd.hears("READY=1").await;
     ends_with_0(&mut relay).await;
