@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Installs what tests/packaging runs: systemd-analyze, strace, man, mandoc and cargo-deb.
+# Installs what tests/packaging runs: systemd-analyze, strace, man, mandoc, cargo-deb, and Kubernetes' schemas into
+# .packaging/.
 #
 #   scripts/packaging.sh
 #
-# All but the last are Debian's packages, and installing them needs root; cargo-deb takes a minute to build.
+# The first four are Debian's packages, and installing them needs root; cargo-deb takes a minute to build.
 # Whatever is there already is left alone.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+
+KUBERNETES_VALIDATE=1.37.0
 
 say() { echo "packaging: $*" >&2; }
 die() {
@@ -21,6 +25,7 @@ have systemd-analyze || missing+=(systemd)
 have strace || missing+=(strace)
 have man || missing+=(man-db)
 have mandoc || missing+=(mandoc)
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
     have apt-get || die "${missing[*]} are needed, and this is no Debian" "install them, and put them on PATH"
     sudo=
@@ -39,4 +44,13 @@ if ! have cargo-deb; then
     say "building cargo-deb"
     cargo install --quiet --locked cargo-deb >&2 ||
         die "cargo-deb could not be built (see above)" "cargo install --locked cargo-deb"
+fi
+
+python=.packaging/python/bin
+if [ "$($python/kubernetes-validate --version 2>/dev/null)" != $KUBERNETES_VALIDATE ]; then
+    say "installing kubernetes-validate into .packaging/python"
+    rm -rf .packaging/python
+    python3 -m venv .packaging/python
+    $python/pip install --quiet --disable-pip-version-check --no-input \
+        kubernetes-validate==$KUBERNETES_VALIDATE </dev/null >&2
 fi

@@ -1,5 +1,5 @@
 //! What Postrider is installed with: systemd's units and what the process tells systemd, the Debian package,
-//! completions and manual pages.
+//! Kubernetes' manifest, completions and manual pages.
 //! scripts/packaging.sh installs what these tests run; without it they fail.
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +9,7 @@
 )]
 
 mod deb;
+mod kubernetes;
 mod notify;
 mod shell;
 #[path = "../e2e/support.rs"]
