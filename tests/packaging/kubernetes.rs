@@ -133,3 +133,15 @@ fn the_grace_period_of_the_manifest_and_of_the_units_is_the_same() {
         assert_eq!(crate::units::setting(unit, "TimeoutStopSec"), format!("{seconds}s"));
     }
 }
+
+#[test]
+fn the_image_of_the_manifest_is_of_this_version() {
+    let image = container()["image"].as_str().unwrap().to_owned();
+    let (repository, tag) = image.rsplit_once(':').unwrap();
+    assert_eq!(tag, env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        FILE.matches(&image).count(),
+        FILE.matches(repository).count(),
+        "the comment names another one"
+    );
+}
