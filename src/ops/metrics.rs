@@ -167,8 +167,8 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge(
         "oldest_unpublished_age_seconds",
-        "Age of the oldest committed event that may not be stored: of what was read; while nothing can be read, \
-         since the relay last had everything. NaN on a standby",
+        "Age of the oldest committed event that may not be stored: of what was read; while nothing can be read, or \
+         the walsender is behind by more than 20 s, since the relay last had everything. NaN on a standby",
         |status, _| Values::One(status.oldest_unpublished_age_seconds.unwrap_or(f64::NAN)),
     ),
     gauge("confirmed_lsn_bytes", "The LSN confirmed to Postgres, as a number", |status, _| {

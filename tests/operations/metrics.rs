@@ -3,6 +3,7 @@
 use crate::support::{Pipeline, Relay, eventually};
 use crate::{promtool, samples};
 use postrider::ops::metrics::{METRICS, PREFIX};
+use rustix::process::{Pid, Signal, kill_process};
 
 const POISON: &str = "INSERT INTO outbox (event_type, payload) VALUES ('not a token', '{}'), (NULL, '{}')";
 
@@ -99,6 +100,30 @@ async fn while_nats_is_away_the_slot_is_looked_at_and_the_age_of_what_waits_grow
     let samples = samples(&text);
     assert!(samples["postrider_retries_total{reason=\"nats\"}"] >= 1.0, "{text}");
     assert!(samples["postrider_retries_total{reason=\"nats_down\"}"] >= 1.0, "{text}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_walsender_hangs_the_age_of_what_waits_grows_though_the_session_lives() {
+    let pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    let walsender: i32 = pipeline.ask("SELECT active_pid FROM pg_replication_slots").await.parse().unwrap();
+    let walsender = Pid::from_raw(walsender).unwrap();
+    kill_process(walsender, Signal::STOP).unwrap();
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('order', '{}')").await;
+    let status = eventually("the age grows, or the session ends", async || {
+        let status = relay.status().await?;
+        let grown = status["oldest_unpublished_age_seconds"].as_f64()? > 20.0;
+        (grown || status["role"] != "leader").then_some(status)
+    })
+    .await;
+    kill_process(walsender, Signal::CONT).unwrap();
+    assert_eq!(status["role"], "leader", "{status}");
+    pipeline.stored(1).await;
+    eventually("nothing waits any more", async || {
+        (relay.status().await?["oldest_unpublished_age_seconds"] == 0.0).then_some(())
+    })
+    .await;
     assert_eq!(relay.terminate().await, Some(0));
 }
 

@@ -25,6 +25,7 @@
 //! | `drain` | the circle above |
 //! | `aside` | events that cannot be published |
 //! | `timers` | life signs of both sides, upkeep, confirmations, the last words |
+//! | `unread` | WAL that the slot does not deliver |
 //! | `show` | the status |
 
 mod aside;
@@ -33,12 +34,14 @@ mod flow;
 mod item;
 mod show;
 mod timers;
+mod unread;
 mod visibility;
 
 use aside::Aside;
 pub(super) use aside::LetterLog;
 use item::Item;
 pub(super) use show::Summary;
+use unread::Unread;
 use visibility::Visibility;
 
 use super::faults::FaultLog;
@@ -257,6 +260,7 @@ pub(super) struct Pump<'a, S: Sides> {
     filling: bool,
     load: Load,
     slot: Option<Slot>,
+    unread: Unread,
     outbox: TableSize,
     /// What a silent walsender waits for.
     waits_for: Option<String>,
@@ -313,6 +317,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             filling: true,
             load,
             slot: None,
+            unread: Unread::default(),
             outbox: TableSize::default(),
             waits_for: None,
             patience,

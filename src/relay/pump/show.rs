@@ -31,6 +31,7 @@ impl<S: Sides> Pump<'_, S> {
             self.process.fault_log.streams();
         }
         let oldest = self.window.oldest().map(|item| item.taken.commit_time);
+        let unread = self.unread.since(self.received, Instant::now());
         let outstanding = self.session.resume.outstanding();
         let silent = self.heard.elapsed();
         let silence = (self.filling && silent >= SILENCE_NAMED).then(|| {
@@ -64,7 +65,7 @@ impl<S: Sides> Pump<'_, S> {
             status.lag_bytes = Some(self.wal_end.bytes_since(ledger.settled_lsn()));
             status.lag_seconds = Some(oldest.map_or(0.0, Timestamp::age));
             status.unpublished_since = match (oldest, caught_up) {
-                (None, true) => None,
+                (None, true) => unread,
                 (None, false) => status.unpublished_since.or_else(|| Some(Timestamp::now())),
                 (oldest, _) => oldest,
             };

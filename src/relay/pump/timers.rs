@@ -164,6 +164,8 @@ impl<S: Sides> Pump<'_, S> {
             self.wal_end = self.wal_end.max(checked.lsn);
             let patience = forecast::patience(self.config.delivery.hold_back(&self.config.nats));
             self.process.slot_watch.saw(&self.process.board, &checked.slot, Some(patience));
+            // What is not flushed yet (`checked.lsn`) cannot be delivered.
+            self.unread.mark(checked.slot.wal_end, Timestamp::now(), now);
             self.slot = Some(checked.slot);
             self.open_letters = Some(checked.open_letters);
             self.outbox = checked.outbox;
