@@ -114,8 +114,7 @@ async fn open<S: Sides>(
         return Err(preflight::changed(&config.postgres.publication, Some(objects), known.objects));
     }
 
-    let (mut replication, history, start) =
-        take_slot(config, process, &base, &mut broker.publisher, &known).await?;
+    let (mut replication, history, start) = take_slot(config, process, &base, &mut broker, &known).await?;
     let row = row(base.take(fastrand::i64(1..)).await?, config)?;
     // Both again, now that nobody else can move them.
     let slot = base.slot().await?;
@@ -236,15 +235,16 @@ fn row(read: Option<Checkpoint>, config: &Config) -> Result<Checkpoint, Failure>
 
 /// Waits until the slot is free, then starts it: at the row's position where this server's history
 /// has it, else where the slot stands. From then on nobody else reads it.
-async fn take_slot(
+async fn take_slot<S: Stream, P: Publisher>(
     config: &Config,
     process: &mut Process,
     base: &impl Base,
-    publisher: &mut impl Publisher,
+    broker: &mut Broker<S, P>,
     known: &Checkpoint,
 ) -> Result<(ReplicationStream, History, Lsn), Failure> {
     let slot = &config.postgres.slot;
     let mut told = false;
+    let mut cut_off = None;
     let mut survey_due = Instant::now();
     loop {
         while base.slot_is_active().await? {
@@ -265,9 +265,19 @@ async fn take_slot(
                 let patience = forecast::patience(config.delivery.hold_back(&config.nats));
                 process.show_survey(Ok(base.survey().await?), Some(patience));
             }
+            // Who cannot publish cannot take over, and must not be counted on.
+            if broker.link.borrow().up {
+                cut_off = None;
+            } else if cut_off.get_or_insert_with(Instant::now).elapsed() >= config.postgres.release_after {
+                return Err(Failure::new(
+                    Code::NatsSession,
+                    "this relay stood by, and has lost its connection to NATS",
+                    "see nats-server, and the network between; the relay tries again",
+                ));
+            }
             let next_look = Instant::now() + STANDBY_LOOK;
             // Nothing is due: pings are answered, a lost connection is made anew.
-            while timeout_at(next_look, publisher.answer()).await.is_ok() {}
+            while timeout_at(next_look, broker.publisher.answer()).await.is_ok() {}
         }
         let mut connection = base.walsender().await?;
         let system = facts::identify(&mut connection).await?;

@@ -11,6 +11,9 @@ mod browser;
 mod metrics;
 mod page;
 mod prometheus;
+#[path = "../torture/proxy.rs"]
+#[allow(dead_code, reason = "these tests need a part of it")]
+mod proxy;
 mod rules;
 mod status;
 #[path = "../e2e/support.rs"]

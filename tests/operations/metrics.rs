@@ -1,5 +1,6 @@
 //! `/metrics`, `/readyz` and the token.
 
+use crate::proxy::{Mode, Proxy};
 use crate::support::{Pipeline, Relay, eventually};
 use crate::{promtool, samples};
 use postrider::ops::metrics::{METRICS, PREFIX};
@@ -170,6 +171,31 @@ async fn the_size_of_an_outbox_that_is_locked_is_not_waited_for() {
     assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
     sql.batch_execute("COMMIT").await.unwrap();
     assert!(size().await.as_u64().is_some_and(|bytes| bytes > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_cut_off_from_nats_is_not_ready_until_it_is_back() {
+    let mut pipeline = Pipeline::article().await;
+    let mut leader = pipeline.run().await;
+    let nats = pipeline.nats.url();
+    let proxy = Proxy::to(nats.rsplit_once(':').unwrap().1.parse().unwrap()).await;
+    pipeline.set("NATS_URL", &format!("nats://127.0.0.1:{}", proxy.port()));
+    let mut standby = pipeline.spawn(&["run"]);
+    standby.is("role", "standby").await;
+    assert_eq!(standby.get("/readyz").await.unwrap().0, 200);
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    let ready = async |code| {
+        eventually("it is told", async || (standby.get("/readyz").await?.0 == code).then_some(())).await;
+    };
+    ready(503).await;
+    assert_eq!(standby.status().await.unwrap()["role"], "waiting");
+    assert_eq!(leader.status().await.unwrap()["state"], "stream", "it is not its matter");
+    proxy.set(Mode::Pass);
+    ready(200).await;
+    standby.is("role", "standby").await;
+    assert_eq!(standby.terminate().await, Some(0));
+    assert_eq!(leader.terminate().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
