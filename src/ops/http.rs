@@ -12,14 +12,30 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 /// The loop turns at least ten times a second: one that has not for so long hangs, and only a
 /// restart helps.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// Far more than look at one relay. The process's descriptors are the sessions': a peer that comes when
+/// so many are there takes the place of the oldest, so that silent ones lock nobody out.
+const CONNECTIONS_MAX: usize = 64;
+
+/// A request's head is here by then, or the connection is closed; so is one that rests for so long.
+const HEADER_MAX: Duration = Duration::from_secs(5);
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// After an accept that failed, as it does without a free descriptor.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Fed by the loop, looked at by `/healthz` and for systemd's watchdog.
 #[derive(Debug, Clone)]
@@ -77,13 +93,39 @@ pub fn serve(http: &Http, board: Board, pulse: Pulse) {
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, "HTTP listens");
             }
-            if let Err(error) = axum::serve(listener, router(shared)).await {
-                tracing::warn!(%error, "HTTP ended");
-            }
+            accept(&listener, &router(shared)).await;
         });
     });
     if let Err(error) = spawned {
         tracing::warn!(%error, "HTTP is off");
+    }
+}
+
+/// Serves whoever connects, each on a task of its own.
+async fn accept(listener: &TcpListener, router: &Router) {
+    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(CONNECTIONS_MAX);
+    loop {
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::debug!(%error, "a connection is not accepted");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() == CONNECTIONS_MAX
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let service = TowerToHyperService::new(router.clone());
+        connections.push_back(tokio::spawn(async move {
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEADER_MAX).max_buf_size(HEADER_BYTES_MAX);
+            // It ended as its peer wanted, or did not speak HTTP.
+            let _ = server.serve_connection(TokioIo::new(socket), service).await;
+        }));
     }
 }
 

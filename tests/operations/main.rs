@@ -8,6 +8,7 @@
 )]
 
 mod browser;
+mod http;
 mod metrics;
 mod page;
 mod prometheus;
