@@ -92,6 +92,16 @@ fn each_alert_says_what_is_so_and_which_commands_mend_it() {
     }
 }
 
+#[test]
+fn no_runbook_touches_the_slots_of_others() {
+    for rule in rules() {
+        for line in rule.annotations.runbook.lines().filter(|line| line.contains("FROM pg_replication_slots"))
+        {
+            assert!(line.contains("WHERE slot_name = '{{ $labels.slot }}'"), "{}: {line}", rule.alert);
+        }
+    }
+}
+
 /// `(metric, [(label, value)])` of each selector of a query; a value is empty where it is no plain one.
 fn selectors(query: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut found = Vec::new();
