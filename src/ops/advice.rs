@@ -83,12 +83,20 @@ fn standstill(status: &Status) -> Option<Advice> {
 /// What becomes of the slot, or became.
 #[must_use]
 pub fn slot(status: &Status) -> Option<Advice> {
+    let recover = "postrider recover: it publishes, once, what the stream lacks";
+    if status.slot_is_missing {
+        let message = format!(
+            "slot `{}` does not exist: what was not published is in the outbox table only",
+            status.slot
+        );
+        return Some(Advice::new(Level::Error, message, recover));
+    }
     let retained = status.retained_wal_bytes.unwrap_or(0);
     match (status.wal_status.as_deref(), status.safe_wal_bytes) {
         (Some("lost"), _) => Some(Advice::new(
             Level::Error,
             "the slot is lost: what was not published is in the outbox table only",
-            "postrider recover: it publishes, once, what the stream lacks",
+            recover,
         )),
         (Some("unreserved"), _) => Some(Advice::coded(
             Level::Error,

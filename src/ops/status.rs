@@ -206,6 +206,9 @@ pub struct Status {
     /// What becomes of the slot.
     #[serde(skip)]
     pub outlook: Outlook,
+    /// Postgres has the pipeline's row, and no slot.
+    #[serde(skip)]
+    pub slot_is_missing: bool,
 }
 
 impl Status {

@@ -77,13 +77,14 @@ impl Survey {
         status.dead_letters = open_letters.unwrap_or(0);
         status.outbox_table_bytes = outbox.bytes;
         status.outbox_dead_tuples = outbox.dead_tuples;
-        if let Some(slot) = slot {
-            status.confirmed_lsn = slot.confirmed.map(|lsn| lsn.to_string());
-            status.retained_wal_bytes = slot.retained();
-            status.safe_wal_bytes = slot.safe_wal_size;
-            status.lag_bytes = row.as_ref().map(|row| slot.wal_end.bytes_since(row.settled_lsn));
-            status.wal_status = slot.wal_status;
-        }
+        status.slot_is_missing = slot.is_none() && row.is_some();
+        let of_slot = slot.as_ref();
+        status.confirmed_lsn = of_slot.and_then(|slot| slot.confirmed).map(|lsn| lsn.to_string());
+        status.retained_wal_bytes = of_slot.and_then(Slot::retained);
+        status.safe_wal_bytes = of_slot.and_then(|slot| slot.safe_wal_size);
+        status.lag_bytes =
+            of_slot.zip(row.as_ref()).map(|(slot, row)| slot.wal_end.bytes_since(row.settled_lsn));
+        status.wal_status = slot.and_then(|slot| slot.wal_status);
         if let Some(row) = row {
             status.system_id = Some(row.system_id.to_string());
             status.timeline = Some(row.timeline);

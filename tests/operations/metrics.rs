@@ -129,6 +129,29 @@ async fn while_the_walsender_hangs_the_age_of_what_waits_grows_though_the_sessio
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_dropped_during_an_outage_is_shown_as_gone() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.nats.kill();
+    relay.is("role", "waiting").await;
+    relay.is("wal_status", "reserved").await;
+    pipeline.execute("SELECT pg_drop_replication_slot('postrider')").await;
+    let status = eventually("it is seen", async || {
+        let status = relay.status().await?;
+        status["wal_status"].is_null().then_some(status)
+    })
+    .await;
+    for field in ["confirmed_lsn", "retained_wal_bytes", "safe_wal_bytes", "lag_bytes"] {
+        assert!(status[field].is_null(), "{field}: {status}");
+    }
+    let advice = status["advice"].to_string();
+    assert!(advice.contains("does not exist") && advice.contains("postrider recover"), "{advice}");
+    let text = scrape(&relay).await;
+    assert!(samples(&text)["postrider_slot_retained_wal_bytes"].is_nan(), "{text}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_knows_the_slot_and_is_ready_only_where_it_is_set_so() {
     let mut pipeline = Pipeline::article().await;
     let mut leader = pipeline.run().await;

@@ -77,6 +77,7 @@ impl<S: Sides> Pump<'_, S> {
             status.in_flight_bytes = Some(self.window.bytes() as u64);
             status.latency_seconds.p50 = p50;
             status.latency_seconds.p99 = p99;
+            status.slot_is_missing = false;
             if let Some(slot) = slot {
                 status.retained_wal_bytes = slot.restart_lsn.map(|restart| self.wal_end.bytes_since(restart));
                 status.safe_wal_bytes = slot.safe_wal_size;
