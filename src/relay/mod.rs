@@ -158,13 +158,15 @@ async fn run_between(
         process.counters.retry(Retry::of_session(failure.code));
         board.count(&process.counters);
         board.update(|status| {
+            if status.role == Role::Leader {
+                // Live no more. From now on surveys tell the lag.
+                (status.in_flight_messages, status.in_flight_bytes) = (None, None);
+                (status.lag_bytes, status.lag_seconds) = (None, None);
+                status.published_per_second = None;
+            }
             (status.role, status.state, status.reason) =
                 (Role::Waiting, State::Waiting, failure.message.clone());
             status.last_error = Some((&failure).into());
-            // Live no more.
-            (status.in_flight_messages, status.in_flight_bytes) = (None, None);
-            (status.lag_bytes, status.lag_seconds) = (None, None);
-            status.published_per_second = None;
             status.unpublished_since.get_or_insert_with(Timestamp::now);
         });
         pause = (pause * 2).min(PAUSE_MAX);
@@ -215,6 +217,7 @@ impl Process {
             Err(failure) => {
                 debug!(code = %failure.code, error = failure.message, "Postgres is not looked at");
                 (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
+                status.lag_bytes = None;
                 (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
             }
         });

@@ -101,6 +101,15 @@ async fn while_nats_is_away_the_slot_is_looked_at_and_the_age_of_what_waits_grow
     let samples = samples(&text);
     assert!(samples["postrider_retries_total{reason=\"nats\"}"] >= 1.0, "{text}");
     assert!(samples["postrider_retries_total{reason=\"nats_down\"}"] >= 1.0, "{text}");
+    // Whatever happens to the sessions that cannot begin.
+    let retries = samples["postrider_retries_total{reason=\"nats\"}"];
+    eventually("three more attempts", async || {
+        let text = scrape(&relay).await;
+        let samples = crate::samples(&text);
+        assert!(samples["postrider_replication_lag_bytes"] > 20e6, "{text}");
+        (samples["postrider_retries_total{reason=\"nats\"}"] >= retries + 3.0).then_some(())
+    })
+    .await;
     assert_eq!(relay.terminate().await, Some(0));
 }
 
