@@ -28,12 +28,15 @@ impl Recent {
 
     /// Median and 99th percentile in seconds.
     pub(super) fn quantiles(&mut self) -> (Option<f64>, Option<f64>) {
-        if self.turned.elapsed() >= HALF {
+        let elapsed = self.turned.elapsed();
+        if elapsed >= HALF {
             self.turned = Instant::now();
             std::mem::swap(&mut self.now, &mut self.before);
-            if let Some(now) = &mut self.now {
-                now.reset();
-            }
+            self.now.iter_mut().for_each(Histogram::reset);
+        }
+        // Nobody asked for a while: what was the present then is longer ago than a minute.
+        if elapsed >= 2 * HALF {
+            self.before.iter_mut().for_each(Histogram::reset);
         }
         let (Some(now), Some(before)) = (&self.now, &self.before) else { return (None, None) };
         if now.is_empty() && before.is_empty() {
@@ -74,4 +77,21 @@ impl Rate {
 /// 1 µs to 1 h at two digits: some 20 KB.
 fn empty() -> Option<Histogram<u32>> {
     Histogram::new_with_bounds(1, 3_600_000_000, 2).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_place_more_than_a_minute_ago_is_forgotten_though_nobody_asked_meanwhile() {
+        let mut recent = Recent::new();
+        recent.record(2_000);
+        advance(HALF).await;
+        assert!(recent.quantiles().0.is_some(), "half a minute ago");
+        recent.record(2_000);
+        advance(100 * HALF).await;
+        assert_eq!(recent.quantiles(), (None, None));
+    }
 }

@@ -40,7 +40,7 @@ use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
 use crate::ops::counters::{Counters, Retry};
 use crate::ops::http::Pulse;
-use crate::ops::status::{Board, Role, State};
+use crate::ops::status::{Board, Latency, Role, State};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::survey::Survey;
@@ -162,7 +162,7 @@ async fn run_between(
                 // Live no more. From now on surveys tell the lag.
                 (status.in_flight_messages, status.in_flight_bytes) = (None, None);
                 (status.lag_bytes, status.lag_seconds) = (None, None);
-                status.published_per_second = None;
+                (status.published_per_second, status.latency_seconds) = (None, Latency::default());
             }
             (status.role, status.state, status.reason) =
                 (Role::Waiting, State::Waiting, failure.message.clone());

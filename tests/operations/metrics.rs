@@ -82,8 +82,13 @@ async fn what_is_counted_is_what_happened() {
 async fn while_nats_is_away_the_slot_is_looked_at_and_the_age_of_what_waits_grows() {
     let mut pipeline = Pipeline::article().await;
     let mut relay = pipeline.run().await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('order', '{}')").await;
+    relay.published(1).await;
+    assert!(relay.status().await.unwrap()["latency_seconds"]["p50"].is_f64());
     pipeline.nats.kill();
     relay.is("role", "waiting").await;
+    let status = relay.status().await.unwrap();
+    assert!(status["latency_seconds"]["p50"].is_null(), "it is none of the last minute for long: {status}");
     let filler = "CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)";
     pipeline
         .execute(&format!("INSERT INTO outbox (event_type, payload) VALUES ('order', '{{}}'); {filler}"))
