@@ -188,9 +188,9 @@ fn in_order(steps: &[&str]) -> String {
 
 fn letters(status: &Status) -> Option<Advice> {
     let message = match status.dead_letters {
-        0 => return None,
-        1 => "1 dead letter is open: an event that is not in the stream".to_owned(),
-        open => format!("{open} dead letters are open: events that are not in the stream"),
+        None | Some(0) => return None,
+        Some(1) => "1 dead letter is open: an event that is not in the stream".to_owned(),
+        Some(open) => format!("{open} dead letters are open: events that are not in the stream"),
     };
     let remedy =
         "postrider dlq list says why; mend the cause, then postrider dlq replay --all (or drop them)";
@@ -311,7 +311,7 @@ mod tests {
             state: State::Stream,
             settled_lsn: Some("0/200".to_owned()),
             confirmed_lsn: Some("0/100".to_owned()),
-            dead_letters: 2,
+            dead_letters: Some(2),
             hold_back_seconds: 250.0,
             ..Status::default()
         };

@@ -210,9 +210,7 @@ pub const METRICS: &[Metric] = &[
         let is = |word: &&str| status.wal_status.as_deref() == Some(word);
         Values::Each(WAL_STATUSES.iter().map(|word| (*word, f64::from(u8::from(is(word))))).collect())
     }),
-    gauge("dead_letter_messages", "Open dead letters in the table", |status, _| {
-        Values::One(status.dead_letters as f64)
-    }),
+    gauge("dead_letter_messages", "Open dead letters in the table", |status, _| known(status.dead_letters)),
     gauge("outbox_table_bytes", "Size of the outbox with its indexes, TOAST and partitions", |status, _| {
         known(status.outbox_table_bytes)
     }),
@@ -337,6 +335,7 @@ mod tests {
             "postrider_role{role=\"leader\"} 0\n",
             "postrider_commit_to_ack_seconds_bucket{le=\"+Inf\"} 0\n",
             "postrider_in_flight_messages 0\n",
+            "postrider_dead_letter_messages NaN\n",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
         }

@@ -176,8 +176,8 @@ pub struct Status {
     pub wal_bytes_per_second: Option<f64>,
     /// At that rate, until the slot is lost; null: it follows, has no limit, or it is not known.
     pub slot_lost_in_seconds: Option<f64>,
-    /// Open dead letters.
-    pub dead_letters: u64,
+    /// Open dead letters; null: not looked at, or Postgres is away.
+    pub dead_letters: Option<u64>,
     /// See [`LastError`].
     pub last_error: Option<LastError>,
     /// Events published in the last second.

@@ -217,7 +217,7 @@ impl Process {
             Err(failure) => {
                 debug!(code = %failure.code, error = failure.message, "Postgres is not looked at");
                 (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
-                status.lag_bytes = None;
+                (status.lag_bytes, status.dead_letters) = (None, None);
                 (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
             }
         });

@@ -74,7 +74,7 @@ impl Survey {
     /// Shows it.
     pub fn show(self, status: &mut Status) {
         let Survey { slot, row, open_letters, outbox } = self;
-        status.dead_letters = open_letters.unwrap_or(0);
+        status.dead_letters = open_letters;
         status.outbox_table_bytes = outbox.bytes;
         status.outbox_dead_tuples = outbox.dead_tuples;
         status.slot_is_missing = slot.is_none() && row.is_some();

@@ -143,6 +143,23 @@ async fn while_the_walsender_hangs_the_age_of_what_waits_grows_though_the_sessio
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_postgres_is_away_what_it_has_is_not_known() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.execute(POISON).await;
+    eventually("they are counted", async || (relay.status().await?["dead_letters"] == 2).then_some(())).await;
+    pipeline.postgres.kill().await;
+    eventually("nothing is claimed", async || {
+        let text = scrape(&relay).await;
+        let samples = samples(&text);
+        let unknown = ["dead_letter_messages", "slot_retained_wal_bytes", "replication_lag_bytes"];
+        unknown.iter().all(|name| samples[format!("postrider_{name}").as_str()].is_nan()).then_some(())
+    })
+    .await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_dropped_during_an_outage_is_shown_as_gone() {
     let mut pipeline = Pipeline::article().await;
     let mut relay = pipeline.run().await;

@@ -72,7 +72,7 @@ impl<S: Sides> Pump<'_, S> {
             status.published_total = Some(counters.published);
             status.published_per_second = Some(rate);
             status.dead_lettered_total = Some(counters.dead_lettered_total());
-            status.dead_letters = self.open_letters.unwrap_or(status.dead_letters);
+            status.dead_letters = self.open_letters.or(status.dead_letters);
             status.in_flight_messages = Some(self.window.len() as u64);
             status.in_flight_bytes = Some(self.window.bytes() as u64);
             status.latency_seconds.p50 = p50;
