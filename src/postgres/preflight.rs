@@ -285,7 +285,7 @@ pub struct Slot {
     pub confirmed: Option<Lsn>,
     /// The end of the WAL.
     pub wal_end: Lsn,
-    /// Bytes of WAL until the slot is in danger; none: no limit.
+    /// Bytes of WAL until the slot is in danger, 0 when it is lost; none: no limit.
     pub safe_wal_size: Option<i64>,
 }
 
@@ -308,7 +308,8 @@ pub async fn slot(sql: &Sql, name: &str) -> Result<Option<Slot>, Error> {
             "SELECT s.plugin::text, s.database::text, current_database()::text, s.temporary, s.two_phase, \
              s.active_pid, s.wal_status, to_jsonb(s)->>'invalidation_reason', s.restart_lsn::text, \
              s.confirmed_flush_lsn::text, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
-             ELSE pg_current_wal_lsn() END)::text, s.safe_wal_size \
+             ELSE pg_current_wal_lsn() END)::text, \
+             CASE WHEN s.wal_status = 'lost' THEN 0 ELSE s.safe_wal_size END \
              FROM pg_replication_slots s WHERE s.slot_name = $1",
             &[&name],
         )
