@@ -153,7 +153,6 @@ async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_mo
     prometheus.comes("PostriderSlotNearLoss", true).await;
     let shown = relay.status().await.unwrap()["advice"].to_string();
     assert!(shown.contains("PR0602"), "{shown}");
-    prometheus.comes("PostriderSlotLost", false).await;
     pipeline.nats.start_again().await.unwrap();
     relay.streams().await;
     // The slot moves at a record of running transactions, which a checkpoint writes.
@@ -163,7 +162,37 @@ async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_mo
     })
     .await;
     prometheus.comes("PostriderSlotNearLoss", false).await;
+    let lost = prometheus.value("count_over_time(ALERTS{alertname=\"PostriderSlotLost\"}[1h])").await;
+    assert_eq!(lost, None, "it was not lost");
     assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_lost_while_nats_is_away_is_told_and_ends_the_relay_when_nats_is_back() {
+    let settings = &[("max_slot_wal_keep_size", "16MB")][..];
+    let mut pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    let mut relay = pipeline.run().await;
+    let prometheus = Prometheus::start(&[&relay]);
+    eventually("it is scraped", async || prometheus.value("up").await.filter(|up| *up == 1.0)).await;
+    pipeline.nats.kill();
+    relay.is("role", "waiting").await;
+    pipeline.execute("CREATE TABLE filler (text text)").await;
+    eventually("the slot is lost", async || {
+        let filler = "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 20000)";
+        pipeline.execute(&format!("{filler}; CHECKPOINT")).await;
+        (pipeline.ask("SELECT wal_status FROM pg_replication_slots").await == "lost").then_some(())
+    })
+    .await;
+    prometheus.comes("PostriderSlotLost", true).await;
+    assert_eq!(prometheus.value("postrider_slot_safe_wal_bytes").await, Some(0.0), "none is left");
+    pipeline.nats.start_again().await.unwrap();
+    let ended = relay.ended().await;
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.stderr.contains("PR0403"), "{}", ended.stderr);
+    prometheus.comes("PostriderNoLeader", true).await;
+    prometheus.comes("PostriderSlotLost", false).await;
 }
 
 async fn safe(pipeline: &Pipeline) -> i64 {
