@@ -115,23 +115,38 @@ fn redrawn(text: &str) -> String {
     format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
 
+/// What came of asking the running relay.
+enum Asked {
+    /// Its status.
+    Told(Value),
+    /// It tells nothing without a token, or with another one.
+    Refused,
+    /// Another pipeline's relay.
+    Other,
+    Nobody,
+}
+
 /// The running relay's, else what Postgres and NATS know.
 async fn look(config: &Config) -> Result<Value, Failure> {
-    let live = match config.http.listen {
+    let asked = match config.http.listen {
         Some(address) => timeout(ANSWER_MAX, ask(address, config)).await.ok().flatten(),
         None => None,
     };
-    match live {
-        Some(status) => Ok(status),
-        None => to_json(&read(config).await?),
+    match asked.unwrap_or(Asked::Nobody) {
+        Asked::Told(status) => Ok(status),
+        unknown => to_json(&read(config, &unknown).await?),
     }
 }
 
-/// The running relay's `/status`; none when none answers for this slot.
-async fn ask(address: SocketAddr, config: &Config) -> Option<Value> {
-    let (_, body) = get(address, "/status", config).await?;
+/// None when there is no answer that can be read.
+async fn ask(address: SocketAddr, config: &Config) -> Option<Asked> {
+    let (code, body) = get(address, "/status", config).await?;
+    if code == StatusCode::UNAUTHORIZED {
+        return Some(Asked::Refused);
+    }
     let status: Value = serde_json::from_slice(&body).ok()?;
-    (status.get("slot")?.as_str()? == config.postgres.slot).then_some(status)
+    let its = ["database", "slot", "stream"].map(|name| status[name].as_str());
+    Some(if its == Status::of(config).pipeline() { Asked::Told(status) } else { Asked::Other })
 }
 
 /// What is answered; none where nobody does.
@@ -149,16 +164,23 @@ async fn get(address: SocketAddr, path: &str, config: &Config) -> Option<(Status
 }
 
 /// What Postgres and NATS know of it; the live fields stay null.
-async fn read(config: &Config) -> Result<Status, Failure> {
+async fn read(config: &Config, asked: &Asked) -> Result<Status, Failure> {
     let mut status = Status::of(config);
     let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     let survey = survey::read(&sql, config).await?;
     let held = survey.slot.as_ref().and_then(|slot| slot.active_pid);
+    let answers = match asked {
+        Asked::Other => "what answers on http.listen is another pipeline's",
+        _ => "none answers on http.listen",
+    };
     status.reason = match (&survey.slot, &survey.row, held) {
+        (Some(_), Some(_), _) if matches!(asked, Asked::Refused) => {
+            "a relay answers on http.listen, but it wants http.token".to_owned()
+        }
         (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
         (_, None, _) => "there is no checkpoint row: postrider init".to_owned(),
         (_, _, Some(pid)) => {
-            format!("a relay holds the slot (walsender {pid}), but none answers on http.listen")
+            format!("a relay holds the slot (walsender {pid}), but {answers}")
         }
         (Some(slot), _, None) => {
             let retained = ByteSize(slot.retained().unwrap_or(0));

@@ -136,6 +136,8 @@ pub struct Status {
     pub state: State,
     /// Why it is in this state, in words.
     pub reason: String,
+    /// The database's name.
+    pub database: Option<String>,
     /// The slot's name.
     pub slot: String,
     /// The stream's name.
@@ -216,12 +218,19 @@ impl Status {
     #[must_use]
     pub fn of(config: &Config) -> Status {
         Status {
+            database: config.postgres.database.resolve().ok().map(|target| target.database),
             slot: config.postgres.slot.clone(),
             stream: config.nats.stream.clone(),
             hold_back_seconds: config.delivery.hold_back(&config.nats).as_secs_f64(),
             version: env!("CARGO_PKG_VERSION"),
             ..Status::default()
         }
+    }
+
+    /// What its pipeline is known by.
+    #[must_use]
+    pub fn pipeline(&self) -> [Option<&str>; 3] {
+        [self.database.as_deref(), Some(&self.slot), Some(&self.stream)]
     }
 
     /// Whether `/readyz` answers 200; a standby by setting.

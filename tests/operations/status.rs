@@ -101,3 +101,38 @@ async fn a_check_of_a_relay_passes_while_its_loop_turns_and_fails_when_it_hangs_
     assert_eq!(ended.code, Some(6));
     assert!(ended.stderr.contains("no relay answers at 127.0.0.1"), "{}", ended.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_no_other_database_s_relay() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.execute("CREATE DATABASE other").await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    let own = pipeline.postrider(&["status", "--json"]).await.stdout;
+    pipeline.set("DATABASE_URL", &pipeline.postgres.url("other"));
+    let others = pipeline.postrider(&["status", "--json"]).await.stdout;
+    let [own, others] = [own, others].map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap());
+    assert_eq!((&own["database"], &own["role"]), (&"postgres".into(), &"leader".into()), "{own}");
+    assert_eq!((&others["database"], &others["role"]), (&"other".into(), &"waiting".into()), "{others}");
+    assert!(others["published_total"].is_null(), "{others}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_says_that_the_relay_wants_its_token() {
+    let mut pipeline = Pipeline::article().await;
+    pipeline.set("POSTRIDER_HTTP_TOKEN", "open-sesame");
+    let mut relay = pipeline.spawn(&["run"]);
+    let address = eventually("it listens", async || relay.http()).await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &address);
+    eventually("it streams, with the token", async || {
+        let shown = pipeline.postrider(&["status", "--json"]).await.stdout;
+        let status: serde_json::Value = serde_json::from_str(&shown).ok()?;
+        (status["state"] == "stream").then_some(())
+    })
+    .await;
+    pipeline.set("POSTRIDER_HTTP_TOKEN", "sesame-open");
+    let shown = pipeline.postrider(&["status"]).await.stdout;
+    assert!(shown.contains("it wants http.token"), "{shown}");
+    assert_eq!(relay.terminate().await, Some(0));
+}
