@@ -136,3 +136,16 @@ async fn status_says_that_the_relay_wants_its_token() {
     assert!(shown.contains("it wants http.token"), "{shown}");
     assert_eq!(relay.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_is_told_to_stop_says_what_it_waits_for() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    pipeline.nats.freeze();
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('order', '{}')").await;
+    eventually("it is sent", async || (relay.status().await?["in_flight_messages"] == 1).then_some(())).await;
+    relay.signal(Signal::TERM);
+    relay.is("reason", "stopping: awaiting 1 answers").await;
+    pipeline.nats.thaw();
+    assert_eq!(relay.ended().await.code, Some(0));
+}

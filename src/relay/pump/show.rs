@@ -48,6 +48,9 @@ impl<S: Sides> Pump<'_, S> {
             status.state = state;
             status.reason = match state {
                 _ if self.aside.is_some() => "setting an event aside that cannot be published".to_owned(),
+                _ if self.stopping.is_some() => {
+                    format!("stopping: awaiting {} answers", self.window.in_flight())
+                }
                 State::Stream | State::Probe if silence.is_some() => silence.unwrap_or_default(),
                 State::Stream => "streaming".to_owned(),
                 State::Probe if outstanding > 0 => {
