@@ -8,9 +8,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-/// Remembers the last answer of `/status` that the page got.
-const LISTEN: &str = "{ const ask = window.fetch; window.fetch = async (...what) => { const answer = await ask(...what); \
-     answer.clone().json().then((status) => { window.answered = status; }, () => {}); return answer; }; }";
+/// Remembers the last answer of `/status` that the page got, and how often it asked.
+const LISTEN: &str = "{ const ask = window.fetch; window.asked = 0; window.fetch = async (...what) => { \
+     window.asked += 1; const answer = await ask(...what); answer.clone().json().then((status) => { window.answered = status; }, () => {}); return answer; }; }";
 
 /// One tab.
 pub(crate) struct Browser {

@@ -130,6 +130,23 @@ async fn the_page_says_why_nothing_is_published_while_nats_is_away_and_when_it_g
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_remedy_that_is_marked_stays_marked_while_the_page_goes_on() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    let mut browser = Browser::start().await;
+    open(&mut browser, &relay).await;
+    pipeline.nats.kill();
+    browser.until("document.getElementById('advice').textContent.includes('start nats-server')").await;
+    browser.value("getSelection().selectAllChildren(document.querySelector('#advice code'))").await;
+    browser.value("window.before = window.asked").await;
+    browser.until("window.asked >= window.before + 4").await;
+    let marked = browser.value("getSelection().toString()").await;
+    assert!(marked.as_str().unwrap().contains("start nats-server"), "{marked}");
+    is_silent(&browser);
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_s_page_says_that_it_stands_by() {
     let pipeline = Pipeline::article().await;
     let mut leader = pipeline.run().await;
