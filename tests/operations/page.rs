@@ -147,6 +147,25 @@ async fn a_remedy_that_is_marked_stays_marked_while_the_page_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_of_a_relay_that_does_not_answer_claims_nothing() {
+    let pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    let mut browser = Browser::start().await;
+    browser.looks(1180, 900, "light").await;
+    open(&mut browser, &relay).await;
+    browser.until("document.title.startsWith('Publishing – postrider')").await;
+    relay.kill();
+    browser.until("document.getElementById('headline').textContent === 'The relay does not answer'").await;
+    for (id, says) in [("role", "?"), ("state-name", "?"), ("sign", "?"), ("reason", "last answer at ")] {
+        let text = browser.text(id).await;
+        assert!(text.starts_with(says), "{id}: {text}");
+    }
+    let title = browser.value("document.title").await;
+    assert_eq!(title, "The relay does not answer – postrider – Postrider");
+    browser.picture("no-answer").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_s_page_says_that_it_stands_by() {
     let pipeline = Pipeline::article().await;
     let mut leader = pipeline.run().await;
