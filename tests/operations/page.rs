@@ -2,6 +2,7 @@
 
 use crate::browser::Browser;
 use crate::support::{Load, Pipeline, Relay};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -163,6 +164,29 @@ async fn the_page_of_a_relay_that_does_not_answer_claims_nothing() {
     let title = browser.value("document.title").await;
     assert_eq!(title, "The relay does not answer – postrider – Postrider");
     browser.picture("no-answer").await;
+}
+
+/// Where the points of the curve of rates stand.
+const PLACES: &str = "[...document.querySelector('#rate-chart .one').getAttribute('d').matchAll(/[ML]([0-9.]+) /g)]\
+     .map((found) => Number(found[1]))";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_curve_has_a_gap_where_the_relay_did_not_answer() {
+    let pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    let mut browser = Browser::start().await;
+    open(&mut browser, &relay).await;
+    browser.until(&format!("{PLACES}.length >= 3")).await;
+    relay.signal(Signal::STOP);
+    browser.until("document.getElementById('headline').textContent === 'The relay does not answer'").await;
+    relay.signal(Signal::CONT);
+    browser.until("document.getElementById('headline').textContent === 'Publishing'").await;
+    let places = browser.value(PLACES).await;
+    let places: Vec<f64> = serde_json::from_value(places).unwrap();
+    // An answer is waited for five seconds.
+    assert!(places.windows(2).any(|pair| pair[1] - pair[0] > 5.0), "{places:?}");
+    assert_eq!(places.last(), Some(&120.0));
+    assert_eq!(relay.terminate().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
