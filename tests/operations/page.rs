@@ -223,11 +223,17 @@ async fn the_page_asks_for_the_token_where_one_is_set() {
     browser
         .value(
             "document.getElementById('token-input').value = 'open-sesame'; \
+             document.querySelector('#token-form button').click(); \
              document.querySelector('#token-form button').click()",
         )
         .await;
     browser.until("document.getElementById('state-name').textContent === 'stream'").await;
     shows_its_status(&mut browser).await;
+    // Also after a double click it asks once a second.
+    browser.value("window.before = [window.asked, performance.now()]").await;
+    browser.until("window.asked >= window.before[0] + 6").await;
+    let took = browser.value("performance.now() - window.before[1]").await;
+    assert!(took.as_f64().unwrap() > 4_500.0, "six answers in {took} ms");
     is_silent(&browser);
     assert_eq!(relay.terminate().await, Some(0));
 }
