@@ -122,6 +122,8 @@ async fn the_page_says_why_nothing_is_published_while_nats_is_away_and_when_it_g
     assert_eq!(status["role"], "waiting");
     let changes = browser.text("changes").await;
     assert!(changes.contains("leader · stream") && changes.contains("waiting"), "{changes}");
+    let remedy = browser.text("error-remedy").await;
+    assert!(remedy.starts_with("start nats-server"), "{remedy}");
     browser.picture("nats-away").await;
     pipeline.nats.start_again().await.unwrap();
     browser.until("document.getElementById('state-name').textContent === 'stream'").await;
