@@ -8,7 +8,8 @@ use crate::config::Http;
 use crate::postgres::target::Secret;
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -16,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,6 +71,8 @@ struct Shared {
     board: Board,
     pulse: Pulse,
     token: Option<Secret>,
+    /// It is for this machine, and asks for no token.
+    local: bool,
     standby_ready: bool,
 }
 
@@ -76,7 +80,9 @@ struct Shared {
 /// work does not depend on it.
 pub fn serve(http: &Http, board: Board, pulse: Pulse) {
     let Some(address) = http.listen else { return };
-    let shared = Shared { board, pulse, token: http.token.clone(), standby_ready: http.standby_ready };
+    let token = http.token.clone();
+    let local = address.ip().is_loopback() && token.is_none();
+    let shared = Shared { board, pulse, token, local, standby_ready: http.standby_ready };
     let spawned = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
@@ -143,6 +149,12 @@ fn router(shared: Shared) -> Router {
 /// `/healthz` stays open: a supervisor has no token, and it tells nothing. So does the page, which is
 /// empty until it has asked its reader for the token.
 async fn authorized(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST);
+    if shared.local && !host.is_none_or(is_local) {
+        let remedy = "ask by localhost or by an address, or set http.token: other names may be a web site's, which \
+                      had a browser come here\n";
+        return (StatusCode::MISDIRECTED_REQUEST, remedy).into_response();
+    }
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let fits = shared.token.as_ref().is_none_or(|token| {
         given.and_then(|given| given.strip_prefix("Bearer ")).is_some_and(|given| {
@@ -155,6 +167,15 @@ async fn authorized(State(shared): State<Shared>, request: Request, next: Next) 
     }
     let remedy = "send the header `Authorization: Bearer <http.token>`\n";
     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], remedy).into_response()
+}
+
+/// A web site can have its own name lead here, and its script then reads what this machine may; it cannot
+/// choose an address or `localhost` for a name.
+fn is_local(host: &HeaderValue) -> bool {
+    let Ok(host) = Authority::try_from(host.as_bytes()) else { return false };
+    let host = host.host().trim_start_matches('[').trim_end_matches(']');
+    let name = host.to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 async fn status(State(shared): State<Shared>) -> Response {
@@ -204,5 +225,29 @@ mod tests {
         assert!(pulse.stuck_for().is_some_and(|age| age >= 2 * STUCK_AFTER));
         pulse.beat();
         assert_eq!(pulse.stuck_for(), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_local_when_no_web_site_can_have_it() {
+        for (host, local) in [
+            ("localhost", true),
+            ("LocalHost:9464", true),
+            ("relay.localhost:9464", true),
+            ("127.0.0.1:9464", true),
+            ("[::1]:9464", true),
+            ("192.168.1.7", true),
+            ("rebound.example:9464", false),
+            ("127.0.0.1.example", false),
+            ("localhost.example", false),
+            ("notlocalhost", false),
+            ("", false),
+        ] {
+            assert_eq!(is_local(&HeaderValue::from_static(host)), local, "{host}");
+        }
     }
 }

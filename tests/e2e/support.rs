@@ -497,7 +497,7 @@ impl Relay {
     /// Head and body of the answer to a request with these headers, each with its line's end.
     pub(crate) async fn answer(&self, path: &str, headers: &str) -> Option<(String, String)> {
         let mut socket = TcpStream::connect(self.http()?).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n{headers}\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
         socket.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.ok()?;

@@ -52,7 +52,7 @@ fn note(seen: &mut Seen, status: &Value) {
 
 pub(crate) async fn status(port: u16) -> Option<Value> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let request = b"GET /status HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n";
+    let request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     socket.write_all(request).await.ok()?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.ok()?;
