@@ -277,7 +277,12 @@ pub const KEYS: &[Key] = &[
         "127.0.0.1:9464",
         "Where the page, /status, /metrics, /healthz and /readyz are served; port 0 picks a free one, off serves nothing",
     ),
-    secret("http.token", Kind::Text("TOKEN"), None, "Bearer token that all but /healthz then demand"),
+    secret(
+        "http.token",
+        Kind::Text("TOKEN"),
+        None,
+        "Bearer token that all but /healthz and the page at / (empty without it) then demand",
+    ),
     key("http.allow_anonymous", Kind::Boolean, "false", "Allow http.listen beyond loopback without a token"),
     key(
         "http.standby_ready",
