@@ -1,7 +1,8 @@
-//! Faults in the log: an outage of hours is one fault that repeats, not a thousand lines.
+//! Faults in the log: an outage of hours is a few faults that repeat, not a thousand lines.
 
 use crate::error::{Code, Failure};
 use crate::ops::changes::is_alike;
+use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -9,33 +10,43 @@ use tracing::{debug, info, warn};
 /// A fault that goes on is named so often.
 const NAMED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// What was named last, and how often it came again since.
-#[derive(Default)]
+/// Two or three faults that take turns are common; more are not one outage.
+const NAMED_MAX: usize = 8;
+
+/// When it was named last, and how often it came again since.
 struct Named {
     text: String,
-    at: Option<Instant>,
+    at: Instant,
     silent: u64,
 }
 
-impl Named {
+/// What was named, the latest last.
+#[derive(Default)]
+struct Lately(VecDeque<Named>);
+
+impl Lately {
     /// How often `text` came since it was last named, this time included; none: it is not due yet.
     fn due(&mut self, text: &str) -> Option<u64> {
-        let same = is_alike(&self.text, text);
-        if same && self.at.is_some_and(|at| at.elapsed() < NAMED_AGAIN_AFTER) {
-            self.silent += 1;
+        let place = self.0.iter().position(|named| is_alike(&named.text, text));
+        let named = place.and_then(|place| self.0.get_mut(place));
+        if let Some(named) = named.filter(|named| named.at.elapsed() < NAMED_AGAIN_AFTER) {
+            named.silent += 1;
             return None;
         }
-        let times = if same { self.silent + 1 } else { 1 };
-        *self = Named { text: text.to_owned(), at: Some(Instant::now()), silent: 0 };
-        Some(times)
+        let before = place.and_then(|place| self.0.remove(place));
+        if self.0.len() == NAMED_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(Named { text: text.to_owned(), at: Instant::now(), silent: 0 });
+        Some(before.map_or(1, |before| before.silent + 1))
     }
 }
 
 /// See the module. Also one that passes within seconds and comes again is named once a minute.
 #[derive(Default)]
 pub(super) struct FaultLog {
-    fault: Named,
-    drain: Named,
+    fault: Lately,
+    drain: Lately,
     /// The fault that was named and goes on, and since when.
     open: Option<(Code, Instant)>,
 }
@@ -89,6 +100,22 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_that_take_turns_are_each_named_once_a_minute() {
+        let mut lately = Lately::default();
+        let mut named = Vec::new();
+        for _ in 0..13 {
+            named.extend(["refused", "no answer"].map(|text| lately.due(text)));
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        let named: Vec<_> = named.into_iter().flatten().collect();
+        assert_eq!(named, [1, 1, 12, 12]);
+        for number in 0..100 {
+            lately.due(&"x".repeat(number));
+        }
+        assert_eq!(lately.0.len(), NAMED_MAX);
     }
 
     #[tokio::test(start_paused = true)]
