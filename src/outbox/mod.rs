@@ -34,6 +34,7 @@ mod template;
 
 pub use keys::{Fault, Keys};
 pub use letter::{Parts, row_json};
+pub(crate) use poison::excerpt;
 pub use poison::{Poison, Reason};
 pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};
 pub use schema::Schemas;

@@ -137,7 +137,7 @@ impl Poison {
 }
 
 /// Enough of a value to recognise it in a log.
-pub(super) fn excerpt(value: &str) -> String {
+pub(crate) fn excerpt(value: &str) -> String {
     const CHARS_MAX: usize = 60;
     match value.char_indices().nth(CHARS_MAX) {
         Some((end, _)) => format!("{:?}…", value.get(..end).unwrap_or_default()),

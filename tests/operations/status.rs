@@ -149,3 +149,31 @@ async fn a_relay_that_is_told_to_stop_says_what_it_waits_for() {
     pipeline.nats.thaw();
     assert_eq!(relay.ended().await.code, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_event_s_id_an_excerpt_is_shown_in_which_nothing_turns_the_text_round() {
+    let table = "CREATE TABLE outbox (id text PRIMARY KEY, event_type text, payload jsonb)";
+    let mut pipeline = Pipeline::start().await;
+    pipeline.execute(table).await;
+    for (name, value) in [("OUTBOX_PRESET", "columns"), ("OUTBOX_SUBJECT", "outbox.{event_type}")] {
+        pipeline.set(&format!("POSTRIDER_{name}"), value);
+    }
+    for (name, value) in [("OUTBOX_ID", "id"), ("OUTBOX_PAYLOAD", "payload"), ("NATS_MSG_ID", "true")] {
+        pipeline.set(&format!("POSTRIDER_{name}"), value);
+    }
+    pipeline.init().await;
+    let mut relay = pipeline.run().await;
+    // A header's value may not hold control characters; this one, which has what follows read from right to
+    // left, is none.
+    let row = "INSERT INTO outbox VALUES (U&'\\202E' || 'red' || repeat('x', 200), 'order', '{}')";
+    pipeline.execute(&format!("{row}; DELETE FROM outbox; {row}")).await;
+    relay.published(1).await;
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    let shown = eventually("the id returns", async || {
+        let shown = pipeline.postrider(&["status"]).await.stdout;
+        shown.contains("for a duplicate of message 1").then_some(shown)
+    })
+    .await;
+    assert!(shown.contains("red") && !shown.contains('\u{202e}'), "{shown:?}");
+    assert!(!shown.contains(&"x".repeat(61)), "{shown}");
+}

@@ -74,7 +74,7 @@ impl<S: Sides> Pump<'_, S> {
         let id = self.window.at(*seq).and_then(|item| item.taken.id.as_deref()).unwrap_or("?");
         Some(Failure::new(
             Code::PublishRefused,
-            format!("JetStream takes event `{id}` for a duplicate of message {stored}"),
+            format!("JetStream takes event {} for a duplicate of message {stored}", excerpt(id)),
             "set nats.msg_id = false, or wait for the stream's duplicate window to pass",
         ))
     }

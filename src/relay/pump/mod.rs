@@ -68,7 +68,7 @@ use crate::ops::forecast;
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Role, State};
 use crate::outbox::seal::Key;
-use crate::outbox::{Event, Poison, Reason, Template};
+use crate::outbox::{Event, Poison, Reason, Template, excerpt};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, TableSize};
 use crate::postgres::replication::{Received, ReplicationStream};
