@@ -8,6 +8,7 @@
 )]
 
 mod browser;
+mod contract;
 mod http;
 mod metrics;
 mod page;
