@@ -12,17 +12,21 @@ use super::forecast::Outlook;
 use super::status::{Role, State, Status};
 use crate::outbox::Reason;
 use crate::postgres::lsn::Lsn;
+use crate::postgres::timestamp::Timestamp;
 use std::fmt::Write;
 
 /// What each name begins with.
 pub const PREFIX: &str = "postrider_";
+
+/// Names that begin so are every process's, and take no prefix.
+const OF_EVERY_PROCESS: &str = "process_";
 
 /// `wal_status` of `pg_replication_slots`.
 pub const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
 /// One line of the table.
 pub struct Metric {
-    /// Behind the prefix.
+    /// Behind the prefix, where it has one: see [`Metric::whole_name`].
     pub name: &'static str,
     /// What a value may do.
     pub kind: Kind,
@@ -226,6 +230,10 @@ pub const METRICS: &[Metric] = &[
     one_of("build_info", "version", "1, for the version that runs", |_, _| {
         Values::Each(vec![(env!("CARGO_PKG_VERSION"), 1.0)])
     }),
+    gauge("process_start_time_seconds", "When the process was started, since 1970", |status, _| {
+        let at = status.started_at.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+        Values::One(at.map_or(f64::NAN, |at| at.to_unix_micros() as f64 / 1e6))
+    }),
 ];
 
 fn by<T: Copy>(all: &[T], name: fn(T) -> &'static str, value: impl Fn(T) -> u64) -> Values {
@@ -250,8 +258,17 @@ pub fn text(format: Format, status: &Status, counters: &Counters) -> String {
 }
 
 impl Metric {
+    /// As it is served.
+    #[must_use]
+    pub fn whole_name(&self) -> String {
+        match self.name.starts_with(OF_EVERY_PROCESS) {
+            true => self.name.to_owned(),
+            false => format!("{PREFIX}{}", self.name),
+        }
+    }
+
     fn write(&self, text: &mut String, format: Format, values: Values) {
-        let name = format!("{PREFIX}{}", self.name);
+        let name = self.whole_name();
         // In OpenMetrics `_total` belongs to the sample, not to the family.
         let family = match (format, name.strip_suffix("_total")) {
             (Format::OpenMetrics, Some(family)) => family,
@@ -302,8 +319,8 @@ pub fn markdown() -> String {
     let mut table = String::from("| metric | | |\n| --- | --- | --- |\n");
     for metric in METRICS {
         let label = metric.label.map_or(String::new(), |label| format!("{{{label}}}"));
-        let (name, kind, help) = (metric.name, metric.kind.as_str(), metric.help);
-        let _ = writeln!(table, "| `{PREFIX}{name}{label}` | {kind} | {help} |");
+        let (name, kind, help) = (metric.whole_name(), metric.kind.as_str(), metric.help);
+        let _ = writeln!(table, "| `{name}{label}` | {kind} | {help} |");
     }
     table
 }

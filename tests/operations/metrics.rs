@@ -3,7 +3,7 @@
 use crate::proxy::{Mode, Proxy};
 use crate::support::{Pipeline, Relay, eventually};
 use crate::{promtool, samples};
-use postrider::ops::metrics::{METRICS, PREFIX};
+use postrider::ops::metrics::METRICS;
 use rustix::process::{Pid, Signal, kill_process};
 
 const POISON: &str = "INSERT INTO outbox (event_type, payload) VALUES ('not a token', '{}'), (NULL, '{}')";
@@ -23,7 +23,7 @@ async fn every_metric_is_served_and_promtool_finds_no_fault_in_them() {
     let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
     assert!(checked.status.success() && said.trim().is_empty(), "{said}\n{text}");
     for metric in METRICS {
-        let family = format!("# TYPE {PREFIX}{} ", metric.name);
+        let family = format!("# TYPE {} ", metric.whole_name());
         assert!(text.contains(&family), "{family} is not in {text}");
     }
     let accept = "Accept: application/openmetrics-text; version=1.0.0\r\n";

@@ -195,6 +195,29 @@ async fn a_slot_that_is_lost_while_nats_is_away_is_told_and_ends_the_relay_when_
     prometheus.comes("PostriderSlotLost", false).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_ends_and_is_started_again_and_again_is_told() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    // The same one to Prometheus each time.
+    pipeline.set("POSTRIDER_HTTP_LISTEN", &relay.http().unwrap());
+    let prometheus = Prometheus::start(&[&relay]);
+    let mut started = 0.0;
+    for round in 0..5 {
+        started = eventually("it is scraped anew", async || {
+            let at = prometheus.value("process_start_time_seconds").await?;
+            (at > started).then_some(at)
+        })
+        .await;
+        prometheus.comes("PostriderRestarts", round == 4).await;
+        relay.kill();
+        relay = pipeline.run().await;
+    }
+    let began = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() - started;
+    assert!((0.0..120.0).contains(&began), "it was started {began} s ago");
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
 async fn safe(pipeline: &Pipeline) -> i64 {
     let safe = pipeline.ask("SELECT safe_wal_size FROM pg_replication_slots").await;
     safe.parse().unwrap()
