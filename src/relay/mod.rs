@@ -121,6 +121,8 @@ async fn run_between(
     // What was committed before may wait since long ago: that much is not known yet.
     board.update(|status| status.unpublished_since = Some(Timestamp::now()));
     let began = Instant::now();
+    // It has streamed, or stood by: it is no more about servers that are not up yet.
+    let mut started = false;
     let mut resolved = None;
     let mut pause = PAUSE_MIN;
     let mut patience = PATIENCE_MIN;
@@ -133,6 +135,7 @@ async fn run_between(
             End::Stopped => return Ok(()),
             End::Failed(failure) => failure,
         };
+        started |= process.streamed || board.read().role == Role::Standby;
         if process.progress() > progress {
             (pause, patience) = (PAUSE_MIN, PATIENCE_MIN);
         }
@@ -148,7 +151,7 @@ async fn run_between(
             Disposition::Operator => PROBE_APART,
             Disposition::Retry => {
                 let late = config.start_timeout.is_some_and(|limit| began.elapsed() >= limit);
-                if late && !process.streamed {
+                if late && !started {
                     return Err(halted(board, failure.context("start_timeout has passed")));
                 }
                 pause.mul_f64(0.5 + fastrand::f64() / 2.0)

@@ -234,6 +234,8 @@ async fn a_standby_that_is_cut_off_from_nats_is_not_ready_until_it_is_back() {
     let nats = pipeline.nats.url();
     let proxy = Proxy::to(nats.rsplit_once(':').unwrap().1.parse().unwrap()).await;
     pipeline.set("NATS_URL", &format!("nats://127.0.0.1:{}", proxy.port()));
+    // Its start is over.
+    pipeline.set("POSTRIDER_START_TIMEOUT", "1s");
     let mut standby = pipeline.spawn(&["run"]);
     standby.is("role", "standby").await;
     assert_eq!(standby.get("/readyz").await.unwrap().0, 200);
