@@ -177,7 +177,8 @@ async fn read(config: &Config, asked: &Asked) -> Result<Status, Failure> {
         (Some(_), Some(_), _) if matches!(asked, Asked::Refused) => {
             "a relay answers on http.listen, but it wants http.token".to_owned()
         }
-        (None, _, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
+        (None, Some(_), _) => format!("slot `{}` does not exist: postrider recover", config.postgres.slot),
+        (None, None, _) => format!("slot `{}` does not exist: postrider init", config.postgres.slot),
         (_, None, _) => "there is no checkpoint row: postrider init".to_owned(),
         (_, _, Some(pid)) => {
             format!("a relay holds the slot (walsender {pid}), but {answers}")
