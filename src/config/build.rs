@@ -20,6 +20,8 @@ const REPLICAS_MAX: usize = 5;
 const WINDOW_MESSAGES_MAX: usize = 65_536;
 const WINDOW_BYTES_MIN: u64 = 1024;
 const RELEASE_AFTER_MIN: Duration = Duration::from_millis(100);
+/// A relay that waits for its turn on a busy machine is not taken for dead.
+const WAL_SENDER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// What nats-server accepts.
 const MAX_AGE_MIN: Duration = Duration::from_millis(100);
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -135,12 +137,15 @@ fn postgres(read: &mut Reader<'_>, database: Option<Database>) -> Option<Postgre
     let publication = read.required("postgres.publication", value::publication);
     let schema = read.required("postgres.schema", value::identifier);
     let release_after = read.required("postgres.release_after", value::duration_at_least(RELEASE_AFTER_MIN));
+    let wal_sender_timeout =
+        read.required("postgres.wal_sender_timeout", value::duration_at_least(WAL_SENDER_TIMEOUT_MIN));
     Some(Postgres {
         database: database?,
         slot: slot?,
         publication: publication?,
         schema: schema?,
         release_after: release_after?,
+        wal_sender_timeout: wal_sender_timeout?,
     })
 }
 

@@ -97,6 +97,12 @@ pub const KEYS: &[Key] = &[
         "Let go of the replication connection when NATS has acknowledged nothing for so long",
     ),
     key(
+        "postgres.wal_sender_timeout",
+        Kind::Duration,
+        "30s",
+        "Postgres frees the slot when the relay has been silent for so long: a freeze, or a machine that is gone",
+    ),
+    key(
         "outbox.table",
         NAME,
         "public.outbox",

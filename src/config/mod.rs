@@ -79,6 +79,17 @@ pub struct Postgres {
     pub schema: String,
     /// Without an acknowledgement for so long, the replication connection is let go.
     pub release_after: Duration,
+    /// The walsender ends a relay that has been silent for so long. It takes the place of the server's
+    /// own `wal_sender_timeout`.
+    pub wal_sender_timeout: Duration,
+}
+
+impl Postgres {
+    /// The walsender is told that we live at least so often: two reports in a row may be late.
+    #[must_use]
+    pub fn status_apart(&self) -> Duration {
+        self.wal_sender_timeout / 4
+    }
 }
 
 /// How rows become events.

@@ -46,6 +46,7 @@ fn two_variables_suffice_and_the_rest_are_the_contract_s_defaults() {
         ["postrider", "postrider", "postrider"]
     );
     assert_eq!(config.postgres.release_after, Duration::from_secs(5));
+    assert_eq!(config.postgres.wal_sender_timeout, Duration::from_secs(30));
     assert_eq!(config.outbox.table.to_string(), "public.outbox");
     assert_eq!(config.outbox.preset, PresetChoice::Auto);
     assert_eq!((config.outbox.columns, config.outbox.subject), (ColumnNames::default(), None));
@@ -176,6 +177,7 @@ fn the_file_sets_every_kind_of_key() {
         start_timeout = "1m"
         [postgres]
         release_after = "250ms"
+        wal_sender_timeout = "4s"
         [outbox]
         table = '"Shop"."Out.box"'
         preset = "columns"
@@ -196,6 +198,7 @@ fn the_file_sets_every_kind_of_key() {
         "#,
     )
     .unwrap();
+    assert_eq!(config.postgres.status_apart(), Duration::from_secs(1));
     assert_eq!(config.outbox.table.to_string(), "\"Shop\".\"Out.box\"");
     assert_eq!(config.outbox.preset, PresetChoice::Columns);
     assert_eq!(config.outbox.columns.event_type.as_deref(), Some("kind"));

@@ -161,6 +161,14 @@ impl Connection {
         self.server_version
     }
 
+    /// Has the walsender end this connection when its peer has been silent for `timeout`.
+    ///
+    /// # Errors
+    /// As [`query`](Connection::query).
+    pub async fn end_after_silence(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.query(&format!("SET wal_sender_timeout = {}", timeout.as_millis())).await.map(drop)
+    }
+
     /// Runs one statement or replication command by the simple protocol.
     ///
     /// # Errors
@@ -205,8 +213,8 @@ pub(super) const PARAMETERS: [(&str, &str); 12] = [
     ("wal_sender_timeout", WAL_SENDER_TIMEOUT),
 ];
 
-/// The walsender ends a connection whose peer has been silent for so long. The relay reports at
-/// least every quarter of it.
+/// The walsender ends a connection whose peer has been silent for so long; see
+/// [`Connection::end_after_silence`].
 const WAL_SENDER_TIMEOUT: &str = "30s";
 
 fn not_on_old_servers(error: Error) -> Result<Vec<Row>, Error> {

@@ -134,7 +134,10 @@ impl Base for Postgres {
     }
 
     async fn walsender(&self) -> Result<Connection, Failure> {
-        Ok(self.sql.walsender(&self.config.postgres.database.resolve_again()?).await?)
+        let postgres = &self.config.postgres;
+        let mut connection = self.sql.walsender(&postgres.database.resolve_again()?).await?;
+        connection.end_after_silence(postgres.wal_sender_timeout).await?;
+        Ok(connection)
     }
 
     async fn walsender_waits_for(&self) -> Result<Option<String>, Failure> {

@@ -39,9 +39,6 @@ const STANDBY_LOOK: Duration = Duration::from_millis(100);
 
 const BEAT: Duration = Duration::from_secs(1);
 
-/// The walsender is told that we live so often while the stream's tail is read.
-const READING_STATUS: Duration = Duration::from_secs(5);
-
 /// Opens a session and pumps until it ends.
 pub(super) async fn run<S: Sides>(
     sides: &S,
@@ -132,7 +129,7 @@ async fn open<S: Sides>(
     let (look, plan) = {
         let judging = judge(process, &broker.stream, &base, &row, &server, &letters);
         let mut judging = std::pin::pin!(judging);
-        let mut alive = interval(READING_STATUS);
+        let mut alive = interval(config.postgres.status_apart());
         loop {
             tokio::select! {
                 biased;

@@ -23,6 +23,7 @@ mod mapping;
 mod moving;
 mod nats_access;
 mod outages;
+mod paced;
 mod poller;
 mod privileges;
 mod provoked;

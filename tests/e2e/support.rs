@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -91,6 +91,8 @@ pub(crate) struct Ended {
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) seq: u64,
+    /// When nats-server stored it.
+    pub(crate) stored_at: SystemTime,
     pub(crate) subject: String,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
@@ -288,13 +290,14 @@ impl Pipeline {
         loop {
             let next = tokio::time::timeout(DEADLINE, stored.next()).await;
             let message = next.unwrap().unwrap().unwrap();
-            let (seq, pending) = {
+            let (seq, pending, stored_at) = {
                 let info = message.info().unwrap();
-                (info.stream_sequence, info.pending)
+                (info.stream_sequence, info.pending, info.published.into())
             };
             let (message, _) = message.split();
             messages.push(Message {
                 seq,
+                stored_at,
                 subject: message.subject.to_string(),
                 headers: message.headers.unwrap_or_default(),
                 payload: message.payload,

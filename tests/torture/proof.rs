@@ -164,13 +164,14 @@ async fn each_message(stream: &Stream, mut each: impl FnMut(&Message)) {
     loop {
         let next = tokio::time::timeout(NEXT_MAX, stored.next()).await;
         let message = next.unwrap().unwrap().unwrap();
-        let (seq, pending) = {
+        let (seq, pending, stored_at) = {
             let info = message.info().unwrap();
-            (info.stream_sequence, info.pending)
+            (info.stream_sequence, info.pending, info.published.into())
         };
         let (message, _) = message.split();
         each(&Message {
             seq,
+            stored_at,
             subject: message.subject.to_string(),
             headers: message.headers.unwrap_or_default(),
             payload: message.payload,

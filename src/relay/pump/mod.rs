@@ -85,9 +85,6 @@ use tracing::{debug, info, warn};
 /// Timers are looked at so often.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A quarter of the `wal_sender_timeout` that the connection asks for.
-const STATUS_APART_MAX: Duration = Duration::from_secs(7);
-
 /// A flush that moved is reported at most so often.
 const STATUS_APART_MIN: Duration = Duration::from_millis(200);
 

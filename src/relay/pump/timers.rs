@@ -105,7 +105,7 @@ impl<S: Sides> Pump<'_, S> {
         let flush = self.session.ledger.confirmed_lsn();
         let (sent, reported) = self.status_sent;
         let since = now.saturating_duration_since(sent);
-        let due = since >= STATUS_APART_MAX
+        let due = since >= self.config.postgres.status_apart()
             || ask
             || since >= STATUS_APART_MIN && (flush > reported || self.reply_requested);
         if due {
