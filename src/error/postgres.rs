@@ -189,6 +189,11 @@ fn refused(error: &ServerError, passes: bool) -> Failure {
             Code::PostgresSession,
             "raise max_connections, max_wal_senders or the role's CONNECTION LIMIT; the relay tries again",
         ),
+        "53400" => (
+            Code::PostgresRefuses,
+            "raise max_replication_slots, which takes a restart, or drop a slot that nobody reads: SELECT slot_name, \
+             active FROM pg_replication_slots",
+        ),
         "55006" => (Code::SlotBusy, "none is needed: this relay takes over when the slot is free"),
         "08P01" => (
             Code::PostgresSession,
@@ -235,6 +240,7 @@ mod tests {
             (&["3D000"], Code::PostgresDatabase, "CREATE DATABASE"),
             (&["42P01", "3F000"], Code::SchemaMissing, "postrider init"),
             (&["42501"], Code::PostgresRefuses, "privileges.sql"),
+            (&["53400"], Code::PostgresRefuses, "max_replication_slots"),
             (&["55006"], Code::SlotBusy, "takes over"),
             (&["55P03", "08006", "40001", "53300", "57P01"], Code::PostgresSession, "tries again"),
             (&["XX000", "55000"], Code::PostgresRefuses, "log"),

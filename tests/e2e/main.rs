@@ -24,6 +24,7 @@ mod moving;
 mod nats_access;
 mod outages;
 mod paced;
+mod pipelines;
 mod poller;
 mod privileges;
 mod provoked;
