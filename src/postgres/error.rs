@@ -88,6 +88,13 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// Whether a walsender says that it waits for a standby (17 and later). The setting's name is in it in
+    /// every language.
+    #[must_use]
+    pub fn awaits_standby(&self) -> bool {
+        self.message.contains("synchronized_standby_slots")
+    }
+
     /// Reads the fields of an ErrorResponse or a NoticeResponse; a message that is not UTF-8 (the
     /// login may fail before the encoding is set) is read lossily.
     ///

@@ -47,6 +47,7 @@ impl Lately {
 pub(super) struct FaultLog {
     fault: Lately,
     drain: Lately,
+    awaited: Lately,
     /// The fault that was named and goes on, and since when.
     open: Option<(Code, Instant)>,
 }
@@ -72,6 +73,13 @@ impl FaultLog {
         match self.drain.due(why) {
             Some(times) => info!(why, in_flight, times, "draining"),
             None => debug!(why, in_flight, "draining"),
+        }
+    }
+
+    /// Postgres sends nothing, since it waits for a standby.
+    pub(super) fn awaits(&mut self, notice: &str) {
+        if let Some(times) = self.awaited.due(notice) {
+            warn!(notice, times, "Postgres sends nothing before a standby has it");
         }
     }
 

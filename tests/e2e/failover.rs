@@ -8,14 +8,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-const STOP_MAX: Duration = Duration::from_secs(30);
+pub(crate) const STOP_MAX: Duration = Duration::from_secs(30);
 
 /// What a standby that synchronizes slots needs (17 and later).
-const FAILOVER_SLOTS: &[(&str, &str)] =
+pub(crate) const FAILOVER_SLOTS: &[(&str, &str)] =
     &[("sync_replication_slots", "on"), ("hot_standby_feedback", "on"), ("primary_slot_name", "standby")];
 
 /// A pipeline and a standby of its Postgres, made after `init`.
-async fn with_standby(version: u32, settings: &[(&str, &str)]) -> (Pipeline, PostgresServer) {
+pub(crate) async fn with_standby(version: u32, settings: &[(&str, &str)]) -> (Pipeline, PostgresServer) {
     let mut pipeline = Pipeline::on(Servers { postgres: Some(version), ..Servers::default() }).await;
     pipeline.execute(ARTICLE).await;
     pipeline.init().await;
@@ -58,7 +58,7 @@ async fn write(server: &PostgresServer, event_type: &str, count: usize) {
     }
 }
 
-async fn promote(server: &PostgresServer) {
+pub(crate) async fn promote(server: &PostgresServer) {
     assert_eq!(ask(server, "pg_promote(true, 60)").await, "true");
 }
 
@@ -93,7 +93,7 @@ async fn complete(pipeline: &Pipeline, server: &PostgresServer) -> Vec<String> {
 /// Waits until the standby keeps the slot. It does once the slot's catalog_xmin on the primary has
 /// passed its own: the relay confirms events, and the primary logs its running transactions. Returns
 /// how many events that took.
-async fn synchronized(primary: &PostgresServer, standby: &PostgresServer) -> u64 {
+pub(crate) async fn synchronized(primary: &PostgresServer, standby: &PostgresServer) -> u64 {
     let events = Cell::new(0);
     let sql = connect(&primary.url("postgres")).await.unwrap();
     let slot = "SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = 'postrider' AND synced AND NOT temporary";

@@ -40,6 +40,7 @@ mod shadow;
 mod sharding;
 mod sourcing;
 mod support;
+mod switchover;
 mod tail;
 mod takeover;
 mod tls;

@@ -43,6 +43,12 @@ impl<S: Sides> Pump<'_, S> {
                     self.window.boundary(wal_end);
                 }
             }
+            // At each commit, for as long as it lasts: nothing is skipped, all of it comes later.
+            Received::Notice(notice) if notice.awaits_standby() => {
+                let notice = notice.to_string();
+                self.process.fault_log.awaits(&notice);
+                self.standby_awaited = Some((self.heard, notice));
+            }
             Received::Notice(notice) => {
                 if notice.message.contains("skipped loading publication") || notice.code.code() == "55000" {
                     return Err(Failure::new(

@@ -261,6 +261,8 @@ pub(super) struct Pump<'a, S: Sides> {
     outbox: TableSize,
     /// What a silent walsender waits for.
     waits_for: Option<String>,
+    /// When the walsender last said that it waits for a standby, and its words.
+    standby_awaited: Option<(Instant, String)>,
     patience: Duration,
 }
 
@@ -317,6 +319,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             unread: Unread::default(),
             outbox: TableSize::default(),
             waits_for: None,
+            standby_awaited: None,
             patience,
         };
         pump.letters_in_a_row = pump.session.letters_in_a_row;

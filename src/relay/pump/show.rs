@@ -38,6 +38,9 @@ impl<S: Sides> Pump<'_, S> {
             let waits_for = self.waits_for.as_deref().unwrap_or("nothing: it works");
             format!("the walsender has been silent for {} s; it waits for {waits_for}", silent.as_secs())
         });
+        let awaited = self.standby_awaited.as_ref();
+        let awaited = awaited.filter(|(said, _)| said.elapsed() < 2 * self.config.postgres.status_apart());
+        let waits = awaited.map(|(_, notice)| format!("Postgres sends nothing: {notice}")).or(silence);
         let server = &self.session.server;
         let slot = self.slot.as_ref();
         let counters = &self.process.counters;
@@ -51,7 +54,7 @@ impl<S: Sides> Pump<'_, S> {
                 _ if self.stopping.is_some() => {
                     format!("stopping: awaiting {} answers", self.window.in_flight())
                 }
-                State::Stream | State::Probe if silence.is_some() => silence.unwrap_or_default(),
+                State::Stream | State::Probe if waits.is_some() => waits.unwrap_or_default(),
                 State::Stream => "streaming".to_owned(),
                 State::Probe if outstanding > 0 => {
                     format!("proving {outstanding} stored messages against the slot")
