@@ -22,6 +22,7 @@ mod letters;
 mod mapping;
 mod moving;
 mod nats_access;
+mod nodes;
 mod outages;
 mod paced;
 mod pipelines;
