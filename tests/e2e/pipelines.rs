@@ -125,3 +125,34 @@ async fn a_pipeline_without_room_for_its_slot_is_told_which_setting_gives_it() {
 async fn a_pipeline_without_room_for_its_walsender_is_told_which_setting_gives_it() {
     is_refused_until_there_is_room("max_wal_senders", (3, "PR0202", "max_wal_senders")).await;
 }
+
+/// docs/sizing.md, "Connections".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_has_two_connections_and_a_walsender_and_a_standby_one_connection() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.set("POSTRIDER_CARE_MARK", "true");
+    pipeline.init().await;
+    let count = async || {
+        let by_type = "SELECT string_agg(n || ' ' || backend_type, ', ' ORDER BY backend_type) FROM (SELECT \
+             count(*) AS n, backend_type FROM pg_stat_activity WHERE application_name = 'postrider' GROUP BY 2) AS t";
+        pipeline.ask(by_type).await
+    };
+    let mut leader = pipeline.run().await;
+    eventually("the leader's connections", async || {
+        (count().await == "2 client backend, 1 walsender").then_some(())
+    })
+    .await;
+    let mut standby = pipeline.spawn(&["run"]);
+    standby.is("role", "standby").await;
+    eventually("and the standby's", async || {
+        (count().await == "3 client backend, 1 walsender").then_some(())
+    })
+    .await;
+    for relay in [&mut leader, &mut standby] {
+        let descriptors = relay.descriptors();
+        assert!(descriptors < 40, "{descriptors}");
+        println!("{descriptors} descriptors");
+        assert_eq!(relay.terminate().await, Some(0));
+    }
+}
