@@ -1,7 +1,7 @@
 //! A standby is promoted while writers write, and two relays and the writers follow it.
 
 use crate::failover::{FAILOVER_SLOTS, STOP_MAX, promote, synchronized, with_standby};
-use crate::paced::Paced;
+use crate::paced::{Paced, longest_pause};
 use crate::support::{Message, Pipeline, Relay, connect, eventually};
 use postrider::demo::servers::{PostgresServer, Stop};
 use std::collections::{BTreeMap, HashSet};
@@ -61,6 +61,7 @@ impl Cluster {
         assert_eq!(ours.len(), rows.len(), "{} phantoms", phantoms.len());
         assert_eq!(ours.iter().map(|message| text(message)).collect::<HashSet<_>>(), rows);
         in_order(&stored);
+        println!("{} phantoms, longest pause {:?}", phantoms.len(), longest_pause(&stored));
         let mut named = 0;
         for relay in &mut self.relays {
             let log = relay.stderr();
@@ -153,6 +154,20 @@ on!(17: a_switchover_under_load_on_17_loses_and_doubles_nothing = stopped_then_p
 on!(18: a_switchover_under_load_on_18_loses_and_doubles_nothing = stopped_then_promoted,
     a_primary_of_18_killed_under_load_leaves_no_phantom_with_synchronized_standby_slots = killed_then_promoted,
     a_standby_of_18_promoted_under_a_living_primary_is_followed_and_the_rest_is_reported = promoted_then_killed);
+
+/// A promoted standby has left the primary, which then sends nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_synchronized_standby_slots_a_primary_whose_standby_was_promoted_publishes_no_phantom() {
+    let mut cluster = Cluster::start(17, &[AWAITED]).await;
+    promote(&cluster.standby).await;
+    let committed = cluster.load.committed();
+    eventually("the writers are still at the primary", async || {
+        (cluster.load.committed() > committed + 1000).then_some(())
+    })
+    .await;
+    cluster.pipeline.postgres.kill().await;
+    assert_eq!(cluster.proves().await, 0);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_synchronized_standby_is_away_events_wait_for_it_and_status_says_so() {
