@@ -226,11 +226,6 @@ mod tests {
         pulse.beat();
         assert_eq!(pulse.stuck_for(), None);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_name_is_local_when_no_web_site_can_have_it() {
