@@ -1,5 +1,6 @@
 //! What stands in the documents is what the code does.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 fn between(begin: &str, end: &str) -> String {
@@ -42,6 +43,27 @@ fn the_sql_for_a_dba_makes_the_tables_that_init_makes() {
         let table = words(&table);
         assert!(script.contains(&format!("{table};")), "not in sql/init.sql:\n{table}");
     }
+}
+
+/// The codes in a text, in order.
+fn codes(text: &str) -> BTreeSet<&str> {
+    let parts = text.match_indices("PR0").filter_map(|(at, _)| text.get(at..at + 6));
+    parts.filter(|code| code[2..].bytes().all(|byte| byte.is_ascii_digit())).collect()
+}
+
+#[test]
+fn the_page_of_causes_has_the_codes_of_its_tests_and_they_exist() {
+    let read = |path: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_default()
+    };
+    let (page, tests) = (read("docs/nothing-is-published.md"), read("tests/e2e/causes.rs"));
+    let (told, caused) = (codes(&page), codes(&tests));
+    assert!(caused.len() >= 10, "{caused:?}");
+    let unknown: Vec<_> =
+        told.iter().filter(|code| code.parse::<postrider::error::Code>().is_err()).collect();
+    assert!(unknown.is_empty(), "there are no such codes: {unknown:?}");
+    let missing: Vec<_> = caused.difference(&told).collect();
+    assert!(missing.is_empty(), "caused, and not on the page: {missing:?}");
 }
 
 /// Every test that a document names is there.

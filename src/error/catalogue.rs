@@ -314,6 +314,14 @@ catalogue! {
         "`run --shadow` found events that the poller has not processed, rows that it has and the relay would not have published, or events that would be dead letters. It names the first of each; --json lists them.";
     Unhealthy = "PR0650", Findings, Operator, "no relay answers that its loop turns",
         "`postrider status --check` asks the relay's /healthz on http.listen, for supervisors. Nobody listens there (no relay, http.listen = \"off\", a port that was taken), nobody answers within two seconds, or the loop has not turned for 30 seconds, which only a restart mends.";
+    RowsUncommitted = "PR0660", Findings, Retry, "rows wait for their transaction's commit",
+        "A transaction has written to the outbox and is still open, or was prepared and waits for COMMIT PREPARED. Its rows are published when it commits, and only then.";
+    SlotHeld = "PR0661", Findings, Operator, "someone who is no relay holds the slot",
+        "A slot has one reader at a time. Its reader calls itself otherwise than this relay (application_name): pg_recvlogical, another program, or a relay that was given another name. What a stranger reads and confirms is gone for the relay, which finds that out and halts (PR0410).";
+    NothingInserted = "PR0662", Findings, Retry, "nothing is inserted into the outbox",
+        "The relay streams, and Postgres's statistics count no insert into the outbox since it began. Where rows are expected: the writers may use another database, schema or table, or roll back.";
+    CommitsHang = "PR0663", Findings, Operator, "commits wait for a standby",
+        "synchronous_standby_names has commits wait for a standby that does not answer. Whoever commits hangs, the relay's checkpoint row too; with delivery.wait_visible nothing is published meanwhile.";
 }
 
 impl fmt::Display for Code {

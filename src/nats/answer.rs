@@ -24,6 +24,10 @@ pub enum Answer {
     NoResponders,
 }
 
+/// What to do about a JetStream that is silent, or has no leader for the stream.
+pub const LEADERLESS: &str = "see nats-server's log; in a cluster, that most of its servers run and the stream has a \
+    leader: nats stream info, nats server report jetstream. The relay goes on by itself then";
+
 impl Answer {
     /// Whether it says no more than that an earlier message is not where it must be.
     #[must_use]
@@ -46,8 +50,8 @@ impl Answer {
                 return Failure::new(Code::NatsSession, message, retry);
             }
             Answer::NoResponders => {
-                let message = format!("no stream listens on `{subject}`");
-                return Failure::new(Code::NatsSession, message, retry);
+                let message = format!("no stream listens on `{subject}`: stream `{stream}` has no leader");
+                return Failure::new(Code::NatsSession, message, LEADERLESS);
             }
             Answer::Refused { code, err_code, description } => (*err_code, *code, description),
         };

@@ -333,7 +333,7 @@ impl Stream {
         Failure::new(
             Code::NatsSession,
             format!("JetStream does not answer for stream `{}`: {why}", self.name),
-            "see nats-server's log; in a cluster, that the stream has a leader: nats stream info",
+            answer::LEADERLESS,
         )
     }
 

@@ -1,6 +1,7 @@
 //! What a person should do, in words; the same on the page, in `/status` and in `postrider status`.
 
 use super::forecast::{self, Outlook};
+use super::obstacles;
 use super::status::{Role, State, Status};
 use crate::error::Code;
 use bytesize::ByteSize;
@@ -17,7 +18,7 @@ pub const LOSS_WARNED: Duration = Duration::from_secs(3600);
 const LOSS_NEAR: Duration = Duration::from_secs(600);
 
 /// How urgent it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Nothing is published, or the slot is gone.
@@ -55,10 +56,14 @@ impl Advice {
 /// All that is to be said, the most urgent first.
 #[must_use]
 pub fn of(status: &Status) -> Vec<Advice> {
-    [standstill(status), slot(status), letters(status), held_back(status), standby(status)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let mut all: Vec<_> = [standstill(status), slot(status), letters(status)].into_iter().flatten().collect();
+    let obstacles = obstacles::of(status).into_iter();
+    all.extend(
+        obstacles.map(|found| Advice::coded(found.level, found.code.as_str(), found.message, found.remedy)),
+    );
+    all.extend([held_back(status), standby(status)].into_iter().flatten());
+    all.sort_by_key(|advice| advice.level);
+    all
 }
 
 /// Why nothing is published.
@@ -194,7 +199,12 @@ fn letters(status: &Status) -> Option<Advice> {
     };
     let remedy =
         "postrider dlq list says why; mend the cause, then postrider dlq replay --all (or drop them)";
-    Some(Advice::new(Level::Warning, message, remedy))
+    Some(match &status.obstacles.newest_letter {
+        Some((code, error)) => {
+            Advice::coded(Level::Warning, code, format!("{message}; the newest: {error}"), remedy)
+        }
+        None => Advice::new(Level::Warning, message, remedy),
+    })
 }
 
 /// Why published and confirmed differ.
@@ -214,7 +224,7 @@ fn held_back(status: &Status) -> Option<Advice> {
 }
 
 fn standby(status: &Status) -> Option<Advice> {
-    (status.role == Role::Standby).then(|| {
+    (status.role == Role::Standby && status.obstacles.stranger.is_none()).then(|| {
         Advice::new(
             Level::Note,
             format!("another relay publishes; this one takes over slot `{}` when it ends", status.slot),

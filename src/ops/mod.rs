@@ -8,6 +8,7 @@ pub mod counters;
 pub mod forecast;
 pub mod http;
 pub mod metrics;
+pub mod obstacles;
 mod page;
 pub mod status;
 pub mod systemd;

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::timestamp::Timestamp;
+use crate::state::obstacles::Obstacles;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -127,6 +128,15 @@ pub struct Latency {
     pub p99: Option<f64>,
 }
 
+/// What the first look at the outbox found.
+#[derive(Debug, Clone, Copy)]
+pub struct Before {
+    /// Rows ever inserted.
+    pub inserted: u64,
+    /// Looks since, that one included.
+    pub looks: u64,
+}
+
 /// The contract's fields, then more. Null: not known, or not live.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Status {
@@ -211,6 +221,12 @@ pub struct Status {
     /// Postgres has the pipeline's row, and no slot.
     #[serde(skip)]
     pub slot_is_missing: bool,
+    /// What keeps rows from being published though all is sound.
+    #[serde(skip)]
+    pub obstacles: Obstacles,
+    /// Rows ever inserted into the outbox, when it was looked at for the first time.
+    #[serde(skip)]
+    pub inserted_before: Option<Before>,
 }
 
 impl Status {
@@ -251,6 +267,15 @@ impl Status {
             Outlook::Lost(after) => Some(after.as_secs_f64()),
             Outlook::Unknown | Outlook::Follows | Outlook::FillsDisk => None,
         };
+    }
+
+    /// The outbox was looked at.
+    pub fn obstructed(&mut self, obstacles: Obstacles) {
+        self.inserted_before = match (self.inserted_before, obstacles.inserted) {
+            (Some(before), _) => Some(Before { looks: before.looks + 1, ..before }),
+            (None, inserted) => inserted.map(|inserted| Before { inserted, looks: 1 }),
+        };
+        self.obstacles = obstacles;
     }
 
     /// Fills in what follows from the rest.

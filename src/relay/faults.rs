@@ -1,14 +1,20 @@
 //! Faults in the log: an outage of hours is a few faults that repeat, not a thousand lines.
 
 use crate::error::{Code, Failure};
+use crate::ops::advice::Level;
 use crate::ops::changes::is_alike;
-use std::collections::VecDeque;
+use crate::ops::obstacles::{self, Obstacle};
+use crate::ops::status::Board;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 /// A fault that goes on is named so often.
 const NAMED_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// One that stays, or comes and goes, is named again after so long.
+const OBSTACLE_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// Two or three faults that take turns are common; more are not one outage.
 const NAMED_MAX: usize = 8;
@@ -87,6 +93,31 @@ impl FaultLog {
     pub(super) fn streams(&mut self) {
         if let Some((code, since)) = self.open.take() {
             info!(%code, after_seconds = since.elapsed().as_secs(), "streaming again");
+        }
+    }
+}
+
+/// What keeps rows from being published, though all is sound: each is named once, and again after a while.
+#[derive(Default)]
+pub(super) struct ObstacleLog {
+    named: BTreeMap<&'static str, Instant>,
+}
+
+impl ObstacleLog {
+    /// Says what stands on the board.
+    pub(super) fn tell(&mut self, board: &Board) {
+        for Obstacle { code, level, message, remedy } in obstacles::of(&board.read()) {
+            let code = code.as_str();
+            if self.named.get(code).is_some_and(|at| at.elapsed() < OBSTACLE_AGAIN_AFTER) {
+                continue;
+            }
+            self.named.insert(code, Instant::now());
+            match level {
+                Level::Note => info!(code, why = message, remedy, "not everything is published"),
+                Level::Warning | Level::Error => {
+                    warn!(code, why = message, remedy, "not everything is published")
+                }
+            }
         }
     }
 }

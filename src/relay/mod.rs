@@ -43,8 +43,9 @@ use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Latency, Role, State};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
+use crate::state::obstacles::Obstacles;
 use crate::state::survey::Survey;
-use faults::FaultLog;
+use faults::{FaultLog, ObstacleLog};
 pub use pace::Pace;
 use pump::{End, LetterLog, Process, Summary};
 use servers::Servers;
@@ -117,6 +118,7 @@ async fn run_between(
         rate: latency::Rate::new(),
         summary: Summary::new(),
         slot_watch: SlotWatch::new(),
+        obstacle_log: ObstacleLog::default(),
     };
     // What was committed before may wait since long ago: that much is not known yet.
     board.update(|status| status.unpublished_since = Some(Timestamp::now()));
@@ -222,12 +224,14 @@ impl Process {
                 (status.retained_wal_bytes, status.safe_wal_bytes, status.wal_status) = (None, None, None);
                 (status.lag_bytes, status.dead_letters) = (None, None);
                 (status.outbox_table_bytes, status.outbox_dead_tuples) = (None, None);
+                status.obstructed(Obstacles::default());
             }
         });
         match slot {
             Some(slot) => self.slot_watch.saw(&self.board, &slot, patience),
             None => self.slot_watch.lost_sight(&self.board),
         }
+        self.obstacle_log.tell(&self.board);
     }
 }
 
@@ -240,7 +244,7 @@ fn unanswered() -> Failure {
 }
 
 fn halted(board: &Board, failure: Failure) -> Failure {
-    error!(code = %failure.code, error = failure.message, "halted");
+    error!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), "halted");
     board.update(|status| {
         (status.role, status.state, status.reason) = (Role::Halted, State::Halt, failure.message.clone());
         status.last_error = Some((&failure).into());

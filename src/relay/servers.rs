@@ -22,6 +22,7 @@ use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::checkpoint;
 use crate::state::dead_letter::{self, Letter, Owner};
+use crate::state::obstacles::{self, Obstacles};
 use crate::state::survey::{self, Survey};
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,6 +180,10 @@ impl Base for Postgres {
     async fn outbox_size(&self) -> Result<TableSize, Failure> {
         let table = &self.config.outbox.table;
         in_time(facts::table_size(&self.sql, &table.schema, &table.name)).await
+    }
+
+    async fn obstacles(&self) -> Result<Obstacles, Failure> {
+        in_time(obstacles::read(&self.sql, &self.config)).await
     }
 
     async fn survey(&self) -> Result<Survey, Failure> {

@@ -18,6 +18,7 @@ use crate::postgres::preflight::{Slot, Table, TableSize};
 use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::state::dead_letter::{Letter, Owner};
+use crate::state::obstacles::Obstacles;
 use crate::state::survey::Survey;
 use tokio::sync::watch;
 
@@ -107,6 +108,9 @@ pub(super) trait Base: Clone + 'static {
 
     /// How much room the outbox takes.
     async fn outbox_size(&self) -> Result<TableSize, Failure>;
+
+    /// What keeps rows from being published though all is sound.
+    async fn obstacles(&self) -> Result<Obstacles, Failure>;
 
     /// What Postgres has of the pipeline, fit or not.
     async fn survey(&self) -> Result<Survey, Failure>;

@@ -10,6 +10,7 @@ use crate::error::{Code, Failure};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Slot, TableSize};
 use crate::state::dead_letter::Owner;
+use crate::state::obstacles::Obstacles;
 
 /// What to do this time.
 pub(super) struct Plan {
@@ -54,6 +55,7 @@ pub(super) struct Checked {
     pub(super) slot: Slot,
     pub(super) open_letters: u64,
     pub(super) outbox: TableSize,
+    pub(super) obstacles: Obstacles,
 }
 
 /// Does what `plan` says. The row is not written when the stream could not be looked at or ends
@@ -73,7 +75,8 @@ pub(super) async fn keep(
         base.void_letters(&owner, &void).await?;
         let open_letters = base.tend_letters(&owner, &id_column).await?;
         let outbox = base.outbox_size().await?;
-        done.checked = Some(Checked { lsn, slot, open_letters, outbox });
+        let obstacles = base.obstacles().await?;
+        done.checked = Some(Checked { lsn, slot, open_letters, outbox, obstacles });
     }
     if plan.look {
         match stream.look().await {

@@ -224,6 +224,19 @@ pub async fn open_count(sql: &Sql, schema: &str, slot: &str) -> Result<u64, Erro
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
 }
 
+/// Code and error of the newest open letter of `slot`.
+///
+/// # Errors
+/// Postgres says no or is away; 42P01 when the table does not exist.
+pub async fn newest_open(sql: &Sql, schema: &str, slot: &str) -> Result<Option<(String, String)>, Error> {
+    let query = format!(
+        "SELECT code, error FROM {} WHERE slot = $1 AND resolved_at IS NULL ORDER BY id DESC LIMIT 1",
+        table(schema)
+    );
+    let row = sql.client.query_opt(&query, &[&slot]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
 /// Removes letters that were resolved `retention` ago and whose events cannot come again: the slot is
 /// confirmed past them. Those that were dropped stay while their row is in the outbox, and where the
 /// role cannot see that. Open ones stay.

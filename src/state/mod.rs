@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod dead_letter;
+pub mod obstacles;
 pub mod older;
 pub mod replay;
 pub mod survey;

@@ -1,6 +1,7 @@
 //! What Postgres has of a pipeline: slot, checkpoint row, open letters, the outbox's size. Read without a
 //! relay by `status`, and by a relay that streams nothing, which would else show what was so long ago.
 
+use super::obstacles::{self, Obstacles};
 use super::{checkpoint, dead_letter};
 use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
@@ -22,6 +23,8 @@ pub struct Survey {
     pub open_letters: Option<u64>,
     /// The outbox.
     pub outbox: TableSize,
+    /// What keeps its rows from being published.
+    pub obstacles: Obstacles,
 }
 
 /// Reads it.
@@ -35,6 +38,7 @@ pub async fn read(sql: &Sql, config: &Config) -> Result<Survey, Failure> {
         row: of_schema(checkpoint::read(sql, schema, slot).await)?.flatten(),
         open_letters: of_schema(dead_letter::open_count(sql, schema, slot).await)?,
         outbox: preflight::table_size(sql, &table.schema, &table.name).await?,
+        obstacles: obstacles::read(sql, config).await?,
     })
 }
 
@@ -73,7 +77,8 @@ pub fn of_schema<T, E: Into<Failure>>(asked: Result<T, E>) -> Result<Option<T>, 
 impl Survey {
     /// Shows it.
     pub fn show(self, status: &mut Status) {
-        let Survey { slot, row, open_letters, outbox } = self;
+        let Survey { slot, row, open_letters, outbox, obstacles } = self;
+        status.obstructed(obstacles);
         status.dead_letters = open_letters;
         status.outbox_table_bytes = outbox.bytes;
         status.outbox_dead_tuples = outbox.dead_tuples;

@@ -11,6 +11,7 @@
 mod adopt;
 mod backfill;
 mod care;
+mod causes;
 mod certificates;
 mod cloudevents;
 mod delivery;

@@ -48,7 +48,8 @@ impl LetterLog {
         if self.logged < LETTERS_LOGGED {
             self.logged += 1;
             let code = letter.reason.code();
-            warn!(%code, reason = %letter.reason, error = letter.error, "an event becomes a dead letter");
+            let remedy = "postrider dlq list; mend the cause, then postrider dlq replay --all";
+            warn!(%code, reason = %letter.reason, error = letter.error, remedy, "an event becomes a dead letter");
         } else {
             self.silent += 1;
         }

@@ -104,7 +104,7 @@ impl<S: Sides> Pump<'_, S> {
                 } else {
                     format!("the connection to NATS is down{told}")
                 },
-                "none is needed: the relay tries again",
+                if link.up { LEADERLESS } else { "see nats-server; the relay tries again" },
             ),
         }
     }

@@ -44,7 +44,7 @@ pub(super) use show::Summary;
 use unread::Unread;
 use visibility::Visibility;
 
-use super::faults::FaultLog;
+use super::faults::{FaultLog, ObstacleLog};
 use super::intake::{Intake, Step};
 use super::pace::{Load, Pace};
 use super::sides::{Base, Broker, Publisher, Sides, Stream};
@@ -60,7 +60,7 @@ use crate::delivery::position::Place;
 use crate::delivery::resume::{Admit, Resume, Seen};
 use crate::delivery::window::{Room, Settled, Window};
 use crate::error::{Code, Disposition, Failure};
-use crate::nats::answer::Answer;
+use crate::nats::answer::{Answer, LEADERLESS};
 use crate::nats::limits::Limits;
 use crate::nats::stream::Look;
 use crate::ops::counters::{Counters, Peer, Retry, micros};
@@ -198,6 +198,7 @@ pub(super) struct Process {
     pub(super) rate: super::latency::Rate,
     pub(super) summary: Summary,
     pub(super) slot_watch: SlotWatch,
+    pub(super) obstacle_log: ObstacleLog,
 }
 
 impl Process {

@@ -167,6 +167,8 @@ impl<S: Sides> Pump<'_, S> {
             // What is not flushed yet (`checked.lsn`) cannot be delivered.
             self.unread.mark(checked.slot.wal_end, Timestamp::now(), now);
             self.slot = Some(checked.slot);
+            self.process.board.update(|status| status.obstructed(checked.obstacles));
+            self.process.obstacle_log.tell(&self.process.board);
             self.open_letters = Some(checked.open_letters);
             self.outbox = checked.outbox;
             self.check_due = now + CHECK_APART;

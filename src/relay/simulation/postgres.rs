@@ -20,6 +20,7 @@ use crate::postgres::snapshot::Snapshot;
 use crate::postgres::timestamp::Timestamp;
 use crate::relay::sides;
 use crate::state::dead_letter::{Letter, Owner};
+use crate::state::obstacles::Obstacles;
 use crate::state::survey::Survey;
 use bytes::{Buf, Bytes, BytesMut};
 use std::rc::Rc;
@@ -429,11 +430,21 @@ impl sides::Base for Sql {
         self.run(|_| TableSize::default()).await
     }
 
+    async fn obstacles(&self) -> Result<Obstacles, Failure> {
+        Ok(Obstacles::default())
+    }
+
     async fn survey(&self) -> Result<Survey, Failure> {
         let open = |server: &Server| server.letters.iter().filter(|letter| letter.resolved.is_none()).count();
         let open = self.run(move |server| open(server) as u64).await?;
         let row = sides::Base::row(self).await?;
-        Ok(Survey { slot: None, row, open_letters: Some(open), outbox: TableSize::default() })
+        Ok(Survey {
+            slot: None,
+            row,
+            open_letters: Some(open),
+            outbox: TableSize::default(),
+            obstacles: Obstacles::default(),
+        })
     }
 
     async fn tend_letters(&self, _: &Owner, _: &str) -> Result<u64, Failure> {
