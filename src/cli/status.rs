@@ -27,6 +27,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 /// A running relay answers from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
+/// All looks of doctor take a second or two.
+const LOOK_MAX: Duration = Duration::from_secs(6);
+
 /// As doctor has it by default.
 const OLD_TRANSACTION: Duration = Duration::from_secs(300);
 
@@ -210,7 +213,8 @@ async fn read(config: &Config, asked: &Asked) -> Result<Status, Failure> {
 
 /// The first of what keeps a relay from running, where anything does.
 async fn why_none_can_run(config: &Config) -> Option<LastError> {
-    let report = doctor::examine(config, OLD_TRANSACTION).await;
+    // Behind a lock on the outbox it would wait for half a minute.
+    let report = timeout(LOOK_MAX, doctor::examine(config, OLD_TRANSACTION)).await.ok()?;
     let worst = report.findings.into_iter().find(|finding| finding.level == doctor::Level::Error)?;
     let remedies = std::iter::once(worst.remedy).chain(worst.sql).chain(worst.command);
     Some(LastError {

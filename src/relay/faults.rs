@@ -113,9 +113,9 @@ impl ObstacleLog {
             }
             self.named.insert(code, Instant::now());
             match level {
-                Level::Note => info!(code, why = message, remedy, "not everything is published"),
+                Level::Note => info!(code, why = message, remedy, "what may keep rows from the stream"),
                 Level::Warning | Level::Error => {
-                    warn!(code, why = message, remedy, "not everything is published")
+                    warn!(code, why = message, remedy, "what may keep rows from the stream")
                 }
             }
         }

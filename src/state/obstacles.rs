@@ -80,13 +80,10 @@ async fn look(sql: &Sql, config: &Config) -> Result<Obstacles, Error> {
          sum(pg_stat_get_live_tuples(oid))::bigint, \
          (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'), \
          current_setting('synchronous_standby_names'), \
-         (SELECT to_jsonb(t)->>'rowfilter' FROM pg_publication_tables t \
-          WHERE t.pubname = $3 AND t.schemaname = $1 AND t.tablename = $2), \
          ARRAY(SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c \
           JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $2 AND n.nspname <> $1 \
           AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' ORDER BY 1 LIMIT 3) FROM tree";
-    let row =
-        sql.client.query_one(facts, &[&table.schema, &table.name, &config.postgres.publication]).await?;
+    let row = sql.client.query_one(facts, &[&table.schema, &table.name]).await?;
     let unsigned =
         |column: usize| row.get::<_, Option<i64>>(column).and_then(|count| u64::try_from(count).ok());
     let letter = dead_letter::newest_open(sql, &config.postgres.schema, slot).await;
@@ -95,14 +92,30 @@ async fn look(sql: &Sql, config: &Config) -> Result<Obstacles, Error> {
         writer: writer(sql, &table.schema, &table.name).await?,
         commits_waiting: unsigned(3).unwrap_or(0),
         standbys: row.get(4),
-        row_filter: row.get(5),
+        row_filter: row_filter(sql, config).await?,
         stranger: stranger(sql, slot).await?,
         inserted: unsigned(1),
         rows: unsigned(2).unwrap_or(0),
-        namesakes: row.get(6),
+        namesakes: row.get(5),
         // Without the table there is none.
         newest_letter: survey::of_schema(letter).ok().flatten().flatten(),
     })
+}
+
+/// Behind a lock that keeps all others out it waits for a moment only.
+async fn row_filter(sql: &Sql, config: &Config) -> Result<Option<String>, Error> {
+    let (table, publication) = (&config.outbox.table, &config.postgres.publication);
+    let query = "WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '200ms', true) AS is_set) \
+         SELECT to_jsonb(t)->>'rowfilter' FROM patience CROSS JOIN LATERAL ( \
+         SELECT * FROM pg_publication_tables WHERE patience.is_set IS NOT NULL \
+         AND pubname = $3 AND schemaname = $1 AND tablename = $2) t";
+    let asked = sql.client.query_opt(query, &[&table.schema, &table.name, publication]).await;
+    match asked.map_err(Error::from) {
+        Ok(row) => Ok(row.and_then(|row| row.get(0))),
+        // lock_not_available
+        Err(Error::Server(said)) if said.code.code() == "55P03" => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A lock that only writers of the table take; everyone may see it. Ours are clean-up's.
