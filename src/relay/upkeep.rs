@@ -31,6 +31,8 @@ pub(super) struct Check {
     pub(super) id_column: String,
     /// Letters whose events the stream has all the same.
     pub(super) void: Vec<Place>,
+    /// Also look at what keeps rows from being published.
+    pub(super) obstacles: bool,
 }
 
 /// What came of it.
@@ -55,7 +57,8 @@ pub(super) struct Checked {
     pub(super) slot: Slot,
     pub(super) open_letters: u64,
     pub(super) outbox: TableSize,
-    pub(super) obstacles: Obstacles,
+    /// None: not looked at this time.
+    pub(super) obstacles: Option<Obstacles>,
 }
 
 /// Does what `plan` says. The row is not written when the stream could not be looked at or ends
@@ -70,12 +73,12 @@ pub(super) async fn keep(
     if plan.ask {
         done.waits_for = base.walsender_waits_for().await?;
     }
-    if let Some(Check { objects, owner, id_column, void }) = plan.check {
+    if let Some(Check { objects, owner, id_column, void, obstacles }) = plan.check {
         let (lsn, slot) = base.check(objects).await?;
         base.void_letters(&owner, &void).await?;
         let open_letters = base.tend_letters(&owner, &id_column).await?;
         let outbox = base.outbox_size().await?;
-        let obstacles = base.obstacles().await?;
+        let obstacles = if obstacles { Some(base.obstacles().await?) } else { None };
         done.checked = Some(Checked { lsn, slot, open_letters, outbox, obstacles });
     }
     if plan.look {

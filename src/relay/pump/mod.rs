@@ -232,6 +232,7 @@ pub(super) struct Pump<'a, S: Sides> {
     /// When upkeep set out, and the sequence that was settled then.
     upkeep_began: (Instant, u64),
     check_due: Instant,
+    obstacles_due: Instant,
     look_due: Instant,
     plan_due: Instant,
     /// The last answer, or look, that showed JetStream alive.
@@ -300,6 +301,7 @@ impl<'a, S: Sides> Pump<'a, S> {
             upkeep: None,
             upkeep_began: (now, 0),
             check_due: now,
+            obstacles_due: now,
             look_due: now + LOOK_APART,
             plan_due: now,
             alive: now,

@@ -132,6 +132,8 @@ impl<S: Sides> Pump<'_, S> {
             objects: self.session.ledger.committed().objects,
             owner: self.session.owner.clone(),
             id_column: self.session.id_column.clone(),
+            // Clean-up may want a check each second.
+            obstacles: now >= self.obstacles_due,
             void: if settled { std::mem::take(&mut self.session.stored_letters) } else { Vec::new() },
         });
         let write = if settled { self.session.ledger.due(now) } else { None };
@@ -167,8 +169,11 @@ impl<S: Sides> Pump<'_, S> {
             // What is not flushed yet (`checked.lsn`) cannot be delivered.
             self.unread.mark(checked.slot.wal_end, Timestamp::now(), now);
             self.slot = Some(checked.slot);
-            self.process.board.update(|status| status.obstructed(checked.obstacles));
-            self.process.obstacle_log.tell(&self.process.board);
+            if let Some(obstacles) = checked.obstacles {
+                self.process.board.update(|status| status.obstructed(obstacles));
+                self.process.obstacle_log.tell(&self.process.board);
+                self.obstacles_due = now + CHECK_APART;
+            }
             self.open_letters = Some(checked.open_letters);
             self.outbox = checked.outbox;
             self.check_due = now + CHECK_APART;
