@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A relay that feeds four times as often is in time also on a busy machine.
-const WATCHDOG: Duration = Duration::from_secs(2);
+const WATCHDOG: Duration = Duration::from_secs(3);
 
 /// Systemd's end of the socket.
 pub(crate) struct Systemd {
