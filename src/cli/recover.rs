@@ -1,10 +1,12 @@
 //! `postrider recover`
 
 use super::{Ended, block_on, confirmed, load, print, printable, verify};
-use crate::config::Flags;
+use crate::config::{Config, Flags};
 use crate::nats::connect;
 use crate::postgres::timestamp::Timestamp;
 use crate::reconcile::{Asked, Mended, Phase, Survey, mend};
+use crate::state::older;
+use postgres_protocol::escape::escape_literal;
 use serde::Serialize;
 
 /// Publish the rows that the stream lacks, and let the relay go on: after a lost slot, a restore, a move.
@@ -87,7 +89,9 @@ pub(super) fn run(args: &Args) -> Ended {
         bar.finish_and_clear();
         Ok(())
     })?;
-    print(&report, args.json, |report| report.mended.as_ref().map_or_else(String::new, done))
+    print(&report, args.json, |report| {
+        report.mended.as_ref().map_or_else(String::new, |mended| done(mended, &config))
+    })
 }
 
 fn human(survey: &Survey, args: &Args) -> String {
@@ -117,10 +121,19 @@ fn human(survey: &Survey, args: &Args) -> String {
     lines.join("\n") + "\n"
 }
 
-fn done(mended: &Mended) -> String {
+fn done(mended: &Mended, config: &Config) -> String {
     let mut text = format!("published   {}\n", mended.published);
     if mended.lettered > 0 {
         text.push_str(&format!("lettered    {}: postrider dlq list\n", mended.lettered));
+    }
+    if mended.left_out > 0 {
+        text.push_str(&format!(
+            "left out    {} rows, which are not in the stream: clean-up leaves them alone. Are they known to be published,\n\
+             \x20           DELETE FROM {} WHERE slot = {}; lets it have them\n",
+            mended.left_out,
+            older::table(&config.postgres.schema),
+            escape_literal(&config.postgres.slot)
+        ));
     }
     text.push_str(&format!(
         "ready       postrider run goes on at {}, behind message {}\n",

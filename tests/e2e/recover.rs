@@ -375,3 +375,34 @@ async fn a_stream_that_forgets_needs_a_time_to_begin_at() {
     let ids: Vec<_> = pipeline.messages().await.iter().map(|message| message.id().to_owned()).collect();
     assert_eq!(ids, ["3", "5", "4"]);
 }
+
+#[tokio::test]
+async fn rows_before_the_time_to_begin_at_are_left_alone_by_clean_up_until_a_person_lets_them_go() {
+    let mut pipeline = Pipeline::article().await;
+    stopped_after(&pipeline, 5).await;
+    pipeline.stream().await.purge().sequence(3).await.unwrap();
+    insert(&pipeline, 10).await;
+    // One of each kind: aged, of no known age, and two that are stored.
+    pipeline
+        .execute("UPDATE outbox SET created_at = created_at - interval '6 hours' WHERE id BETWEEN 3 AND 9")
+        .await;
+    pipeline.execute("UPDATE outbox SET created_at = NULL WHERE id = 10").await;
+    pipeline.execute("SELECT pg_drop_replication_slot('postrider')").await;
+    let ended = pipeline.postrider(&["recover", "--yes", "--since", "2h"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("left out    5 rows"), "{}", ended.stdout);
+    pipeline.set("POSTRIDER_CARE_DELETE_AFTER", "0s");
+    let mut relay = pipeline.run().await;
+    let rest = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM outbox";
+    let becomes = async |rows: &str| {
+        eventually(rows, async || (pipeline.ask(rest).await == rows).then_some(())).await;
+    };
+    becomes("6 7 8 9 10").await;
+    insert(&pipeline, 1).await;
+    becomes("6 7 8 9 10 16").await;
+    becomes("6 7 8 9 10").await;
+    let release = ended.stdout.lines().find(|line| line.contains("DELETE FROM")).unwrap();
+    pipeline.execute(release.split(';').next().unwrap()).await;
+    becomes("").await;
+    assert_eq!(relay.terminate().await, Some(0));
+}

@@ -244,9 +244,19 @@ impl<'a> Ids<'a> {
         Ok(unsigned(self.sql.client.query_one(&query, &of).await?.get(0)))
     }
 
-    /// Rows `o` of `rows` that neither stream nor letters have, and that the slot does not hold behind
-    /// `behind`; a subquery's beginning at FROM.
+    /// Rows `o` of `rows` that are [accounted for](Self::unaccounted) nowhere; a subquery's beginning at FROM.
     fn lacking(&self, rows: Rows, behind: Option<Place>) -> Result<String, Failure> {
+        Ok(format!(
+            "FROM {} AS o WHERE {} AND {}",
+            self.source,
+            self.counted(rows)?,
+            self.unaccounted(behind)
+        ))
+    }
+
+    /// The condition on a row `o` that neither stream nor letters have it, and that the slot does not hold it
+    /// behind `behind`.
+    fn unaccounted(&self, behind: Option<Place>) -> String {
         let id = self.id();
         let to_come = behind.map_or_else(String::new, |place| {
             format!(
@@ -255,17 +265,14 @@ impl<'a> Ids<'a> {
                 bigint(place.index)
             )
         });
-        Ok(format!(
-            "FROM {} AS o WHERE {} \
-             AND NOT EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = {id}) \
+        format!(
+            "NOT EXISTS (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = {id}) \
              AND NOT EXISTS (SELECT FROM pg_temp.postrider_slot AS s WHERE s.id = {id}{to_come}) \
              AND NOT EXISTS (SELECT FROM {} AS l WHERE l.slot = {} AND btrim(l.event_id, {TRIMMED}) = {id} \
                              AND (l.resolution IS NULL OR l.resolution = 'dropped'))",
-            self.source,
-            self.counted(rows)?,
             dead_letter::table(&self.config.postgres.schema),
             escape_literal(&self.config.postgres.slot),
-        ))
+        )
     }
 
     /// How many rows that are.
@@ -312,31 +319,32 @@ impl<'a> Ids<'a> {
     }
 
     /// Notes the rows that are left out although nothing proves that their events are stored, for table care to
-    /// leave them alone: those that someone else has marked as processed.
-    pub(super) async fn list_left_out(&self, rows: Rows) -> Result<(), Failure> {
+    /// leave them alone: those that someone else has marked as processed, and those from before the time to
+    /// begin at. How many.
+    pub(super) async fn list_left_out(&self, rows: Rows, behind: Option<Place>) -> Result<u64, Failure> {
         let (schema, slot) = (&self.config.postgres.schema, &self.config.postgres.slot);
         // A schema of an earlier version: clean-up then takes no row for proved that it cannot tell.
         let known = "SELECT to_regclass($1) IS NOT NULL";
         if !self.sql.client.query_one(known, &[&older::table(schema)]).await?.get::<_, bool>(0) {
-            return Ok(());
+            return Ok(0);
         }
         older::settle(&self.sql.client, schema, slot).await?;
-        if rows.processed {
-            return Ok(());
-        }
         let id = self.id();
+        // Without a time of creation a row is not known to be one of `rows`.
         let list = format!(
-            "INSERT INTO {} (slot, event_id) SELECT DISTINCT $1, {id} FROM {} AS o WHERE {} AND ({}) AND NOT EXISTS \
-             (SELECT FROM pg_temp.postrider_messages AS m WHERE m.id = {id}) ON CONFLICT DO NOTHING",
+            "INSERT INTO {} (slot, event_id) SELECT DISTINCT $1, {id} FROM {} AS o WHERE {} AND ({}) IS NOT TRUE \
+             AND {} ON CONFLICT DO NOTHING",
             older::table(schema),
             self.source,
             self.counted(Rows { since: None, processed: true })?,
-            self.processed
+            self.counted(rows)?,
+            self.unaccounted(behind)
         );
-        if self.sql.client.execute(&list, &[slot]).await? > 0 {
+        let listed = self.sql.client.execute(&list, &[slot]).await?;
+        if listed > 0 {
             older::note(&self.sql.client, schema, slot, Older::Listed).await?;
         }
-        Ok(())
+        Ok(listed)
     }
 }
 

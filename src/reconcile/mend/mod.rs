@@ -110,6 +110,8 @@ pub struct Mended {
     pub lettered: u64,
     /// Messages of others that are passed over from now on.
     pub accepted: u64,
+    /// Rows that are neither stored nor published now, and that clean-up leaves alone.
+    pub left_out: u64,
     /// From where the slot goes on.
     pub slot_lsn: String,
     /// The stream's last message.

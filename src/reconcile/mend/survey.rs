@@ -23,7 +23,12 @@ impl Survey {
     /// There is nothing to do.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.missing == 0 && self.new_slot.is_none() && !self.new_stream && self.outdated.is_empty()
+        self.missing == 0 && self.fits()
+    }
+
+    /// Slot, stream and row belong together, as they did before.
+    pub(super) fn fits(&self) -> bool {
+        self.new_slot.is_none() && !self.new_stream && self.outdated.is_empty()
     }
 }
 

@@ -38,10 +38,11 @@ impl Mending<'_> {
         self.fill(&mut filler, behind, last_seq, of, progress).await?;
         let done = std::mem::take(&mut filler.done);
         self.commit().await?;
-        // With a time to begin at, what is before it stays as it was known.
-        if self.asked.since.is_none() {
-            self.ids.list_left_out(self.rows()).await?;
-        }
+        let left_out = match self.asked.since {
+            // What is before that time was proved by this slot, and stays as it was known.
+            Some(_) if matches!(way, Way::Keep { .. }) && survey.fits() => 0,
+            _ => self.ids.list_left_out(self.rows(), behind).await?,
+        };
         let last = done.last.as_ref().map_or(last_seq, |(seq, _)| (*seq).max(last_seq));
         let look = self.look().await?.ok_or_else(|| self.vanished())?;
         self.goes_on(&look, last)?;
@@ -53,6 +54,7 @@ impl Mending<'_> {
             published: done.published,
             lettered: done.lettered,
             accepted: if self.asked.accept { survey.foreign } else { 0 },
+            left_out,
             slot_lsn: begins.to_string(),
             last_seq: look.end.last_seq,
         })
