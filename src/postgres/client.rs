@@ -1,14 +1,16 @@
 //! Ordinary SQL: tokio-postgres over a connection that has logged in as the replication connection does.
 
 use super::connection::Connection;
-use super::error::Error;
+use super::error::{Error, ServerError};
 use super::login::{self, Replay, Session};
 use super::target::{Host, SessionAttrs, Target};
+use std::future::poll_fn;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 /// A login is done by then, or the server is as good as away.
 const LOGIN_MAX: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ pub struct Sql {
     /// As whom, and how.
     pub target: Target,
     closed: watch::Receiver<Option<String>>,
+    skipped: watch::Receiver<Option<ServerError>>,
 }
 
 impl Sql {
@@ -45,10 +48,18 @@ impl Sql {
         config.user(&target.user).ssl_mode(SslMode::Disable);
         let (client, connection) = config.connect_raw(Replay::from(session), NoTls).await?;
         let (ended, closed) = watch::channel(None);
+        let (skips, skipped) = watch::channel(None);
         tokio::spawn(async move {
-            let why = match connection.await {
-                Ok(()) => "the server closed the connection".to_owned(),
-                Err(error) => Error::from(error).to_string(),
+            let mut connection = connection;
+            let why = loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notice(notice))) if is_skip(&notice) => {
+                        let _ = skips.send(Some(ServerError::from(&notice)));
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => break Error::from(error).to_string(),
+                    None => break "the server closed the connection".to_owned(),
+                }
             };
             let _ = ended.send(Some(why));
         });
@@ -63,7 +74,7 @@ impl Sql {
                   'transaction_timeout')",
             )
             .await?;
-        Ok(Sql { client, host: host.clone(), target: target.clone(), closed })
+        Ok(Sql { client, host: host.clone(), target: target.clone(), closed, skipped })
     }
 
     /// Connects to the first host that `target` accepts.
@@ -124,6 +135,13 @@ impl Sql {
         }
     }
 
+    /// Changes when Postgres 18 passes over rows whose publication did not exist, with a notice alone.
+    pub(super) fn skipped(&self) -> watch::Receiver<Option<ServerError>> {
+        let mut skipped = self.skipped.clone();
+        skipped.mark_unchanged();
+        skipped
+    }
+
     /// Waits until the connection has ended, and says why.
     ///
     /// # Cancel safety
@@ -135,4 +153,9 @@ impl Sql {
             Err(_) => "the connection's task ended".to_owned(),
         }
     }
+}
+
+/// "skipped loading publication"
+fn is_skip(notice: &DbError) -> bool {
+    *notice.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
 }

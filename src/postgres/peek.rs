@@ -3,7 +3,7 @@
 //! A slot shows what is flushed: a commit with `synchronous_commit = off` may be visible and not here yet.
 
 use super::client::Sql;
-use super::error::Error;
+use super::error::{Error, ServerError};
 use super::lsn::Lsn;
 use super::pgoutput::{Begin, Column, Message};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use futures_util::TryStreamExt;
 use postgres_protocol::escape::escape_identifier;
 use std::pin::Pin;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::RowStream;
 use tokio_postgres::types::ToSql;
@@ -51,6 +52,7 @@ pub struct Held {
 /// A look into a slot: its Inserts, in the order of commits.
 pub struct Peek<'a> {
     changes: Pin<Box<RowStream>>,
+    skipped: watch::Receiver<Option<ServerError>>,
     table_oid: u32,
     id_column: Option<&'a str>,
     id_at: Option<usize>,
@@ -77,14 +79,15 @@ impl<'a> Peek<'a> {
         let publication = escape_identifier(publication);
         let upto = upto.map(|upto| upto.to_string());
         let parameters: [&(dyn ToSql + Sync); 3] = [&slot, &publication, &upto];
+        let skipped = sql.skipped();
         let changes = Box::pin(sql.client.query_raw(query, parameters).await?);
-        Ok(Peek { changes, table_oid, id_column, id_at: None, begin: None, index: 0 })
+        Ok(Peek { changes, skipped, table_oid, id_column, id_at: None, begin: None, index: 0 })
     }
 
     /// The next Insert.
     ///
     /// # Errors
-    /// As [`begin`](Peek::begin).
+    /// As [`begin`](Peek::begin); 55000 when rows were passed over, whose publication did not exist.
     pub async fn next(&mut self) -> Result<Option<Held>, Error> {
         while let Some(change) = self.changes.try_next().await? {
             let message = Message::decode(Bytes::copy_from_slice(change.get(0)));
@@ -107,6 +110,11 @@ impl<'a> Peek<'a> {
                 _ => {}
             }
         }
-        Ok(None)
+        match &*self.skipped.borrow() {
+            Some(notice) if self.skipped.has_changed().unwrap_or(true) => {
+                Err(Error::Server(Box::new(notice.clone())))
+            }
+            _ => Ok(None),
+        }
     }
 }

@@ -346,6 +346,24 @@ async fn rows_of_a_hole_in_the_publication_are_published() {
 }
 
 #[tokio::test]
+async fn rows_that_postgres_18_skips_for_want_of_a_publication_are_published_and_the_slot_made_anew() {
+    let pipeline = Pipeline::on(Servers { postgres: Some(18), ..Servers::default() }).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    stopped_after(&pipeline, 10).await;
+    pipeline.execute("DROP PUBLICATION postrider").await;
+    insert(&pipeline, 4).await;
+    pipeline.execute("CREATE PUBLICATION postrider FOR TABLE outbox WITH (publish = 'insert')").await;
+    insert(&pipeline, 2).await;
+    let mended = recover(&pipeline, &[]).await;
+    assert_eq!(mended["published"], 6, "{mended}");
+    assert!(mended["new_slot"].as_str().unwrap().contains("skipped loading publication"), "{mended}");
+    let mut relay = pipeline.run().await;
+    is_whole(&pipeline).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn nothing_is_done_where_nothing_is_missing_nor_while_a_relay_streams() {
     let pipeline = Pipeline::article().await;
     stopped_after(&pipeline, 10).await;
