@@ -234,7 +234,8 @@ pub(super) async fn fit_archive(
         FROM pg_attribute o LEFT JOIN pg_attribute a ON a.attrelid = $2 AND a.attname = o.attname AND a.attnum > 0 \
         AND NOT a.attisdropped WHERE o.attrelid = $1 AND o.attnum > 0 AND NOT o.attisdropped ORDER BY o.attnum";
     let mut columns = Vec::new();
-    for row in sql.client.query(query, &[&table.oid, &found.oid]).await? {
+    let outbox_columns = sql.client.query(query, &[&table.oid, &found.oid]).await?;
+    for row in &outbox_columns {
         let (column, there, fits): (String, bool, Option<bool>) = (row.get(0), row.get(1), row.get(2));
         let (quoted, type_name): (_, String) = (escape_identifier(&column), row.get(4));
         if !there {
@@ -268,5 +269,5 @@ pub(super) async fn fit_archive(
             .sql(format!("GRANT USAGE ON SCHEMA {} TO {role};", escape_identifier(&archive.schema)))
             .sql(format!("GRANT INSERT, SELECT ON {name} TO {role};"))));
     }
-    Ok(Ok(Archive { table: name, columns }))
+    Ok(Ok(Archive { table: name, columns, of: outbox_columns.len() }))
 }

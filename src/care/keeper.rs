@@ -10,7 +10,6 @@ use super::{Tally, settle_in, watch};
 use crate::config::Config;
 use crate::error::{Code, Failure};
 use crate::ops::status::{Board, Role, State};
-use crate::outbox::Mapping;
 use crate::postgres::client::Sql;
 use crate::postgres::lsn::Lsn;
 use crate::relay::preflight;
@@ -122,10 +121,7 @@ impl Keeper {
         let config = &self.config;
         let sql = Sql::connect_any(&config.postgres.database.resolve_again()?).await?;
         settle_in(&sql).await?;
-        let table = preflight::table(&sql, config).await?;
-        let resolved = preflight::columns(&Mapping::new(&config.outbox.settings(&config.nats))?, &table)?;
-        let plan = plan::plan(&sql, config, &table, &resolved).await?;
-        let mut session = Session::new(config, &plan);
+        let mut session = Session::new(config, plan::of(&sql, config).await?);
         while self.leads() {
             session.pass(self, &sql).await?;
             *pause = PAUSE_MIN;
@@ -145,7 +141,7 @@ impl Keeper {
 
 struct Session<'a> {
     config: &'a Config,
-    plan: &'a Plan,
+    plan: Plan,
     proofs: Proofs,
     witness_apart: Duration,
     emitted: Lsn,
@@ -158,7 +154,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(config: &'a Config, plan: &'a Plan) -> Session<'a> {
+    fn new(config: &'a Config, plan: Plan) -> Session<'a> {
         let now = Instant::now();
         Session {
             config,
@@ -177,7 +173,7 @@ impl<'a> Session<'a> {
     /// What the slot proves now, and then what that allows.
     async fn pass(&mut self, keeper: &Keeper, sql: &Sql) -> Result<(), Failure> {
         let standing = standing::standing(sql, self.config).await?;
-        fits(self.plan, &standing)?;
+        fits(&self.plan, &standing)?;
         let proves = self.proofs.confirm(standing.proved());
         let now = Instant::now();
         if now >= self.sweep_due || proves && self.waits {
@@ -205,7 +201,7 @@ impl<'a> Session<'a> {
     async fn sweep(&mut self, keeper: &Keeper, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
         let care = &self.config.care;
         let broom = Broom { older: standing.older, batch: care.batch, pace: care.pace, dry: false };
-        let (tally, busy) = rows::sweep(sql, self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
+        let (tally, busy) = rows::sweep(sql, &self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
         let rest = if tally.has_changed_anything() { busy } else { busy * RESTS };
         self.sweep_due = Instant::now() + rest.max(SWEEP_APART);
         self.waits = tally.waiting > 0;
@@ -215,7 +211,7 @@ impl<'a> Session<'a> {
     }
 
     async fn drop_partitions(&mut self, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
-        for outcome in partitions::drop_old(sql, self.plan, &self.proofs, standing.older, false).await? {
+        for outcome in partitions::drop_old(sql, &self.plan, &self.proofs, standing.older, false).await? {
             match outcome {
                 Outcome::Dropped(partition) => {
                     info!(partition, "a partition whose events are stored was dropped");
@@ -237,6 +233,8 @@ impl<'a> Session<'a> {
         if marked + deleted > 0 || !dropped.is_empty() {
             info!(marked, deleted, partitions_dropped = dropped.len(), waiting, "the outbox was cleaned up");
         }
+        // The table may have other columns by now.
+        self.plan = plan::of(sql, self.config).await?;
         warned.look(sql, self.config, self.plan.oid).await
     }
 }

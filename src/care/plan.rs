@@ -4,9 +4,10 @@ use super::fit::{Found, fit_archive};
 use super::standing;
 use crate::config::{Care, Config};
 use crate::error::{Code, Failure};
-use crate::outbox::{Preset, Resolved};
+use crate::outbox::{Mapping, Preset, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
+use crate::relay::preflight;
 use crate::state::older::Older;
 use postgres_protocol::escape::escape_identifier;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub(super) struct Archive {
     pub(super) table: String,
     /// Those that both have, quoted.
     pub(super) columns: Vec<String>,
+    /// How many columns the outbox has.
+    pub(super) of: usize,
 }
 
 /// Which partitions may go.
@@ -78,14 +81,11 @@ pub async fn examine(
     Ok(draw(sql, config, table, resolved).await?.1)
 }
 
-/// The plan, or the first thing that keeps it from being done.
-pub(super) async fn plan(
-    sql: &Sql,
-    config: &Config,
-    table: &Table,
-    resolved: &Resolved,
-) -> Result<Plan, Failure> {
-    let (plan, problems) = draw(sql, config, table, resolved).await?;
+/// The plan for the outbox as it is now, or the first thing that keeps it from being done.
+pub(super) async fn of(sql: &Sql, config: &Config) -> Result<Plan, Failure> {
+    let table = preflight::table(sql, config).await?;
+    let resolved = preflight::columns(&Mapping::new(&config.outbox.settings(&config.nats))?, &table)?;
+    let (plan, problems) = draw(sql, config, &table, &resolved).await?;
     problems.into_iter().next().map_or(Ok(plan), Err)
 }
 

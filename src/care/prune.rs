@@ -12,12 +12,10 @@ use super::standing::{self, Standing};
 use super::{Tally, settle_in};
 use crate::config::Config;
 use crate::error::{Code, Failure};
-use crate::outbox::Mapping;
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::peek::{Peek, flushed};
-use crate::relay::preflight;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -68,9 +66,7 @@ pub async fn prune(config: &Config, scope: Scope, mut told: impl FnMut(&str)) ->
     }
     let sql = Sql::connect_any(&config.postgres.database.resolve()?).await?;
     settle_in(&sql).await?;
-    let table = preflight::table(&sql, config).await?;
-    let resolved = preflight::columns(&Mapping::new(&config.outbox.settings(&config.nats))?, &table)?;
-    let plan = plan::plan(&sql, config, &table, &resolved).await?;
+    let plan = plan::of(&sql, config).await?;
     let standing = standing::standing(&sql, config).await?;
     fits(&plan, &standing)?;
     let mut proofs = prove(&sql, config, &plan, scope, standing, &mut told).await?;

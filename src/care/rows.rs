@@ -92,8 +92,15 @@ impl Plan {
     }
 
     fn batch(&self, action: Action, range: &str, older: Older, batch: usize) -> String {
+        // A column that was added since would be lost.
+        let whole = self.archive.as_ref().map_or_else(String::new, |archive| {
+            format!(
+                " AND (SELECT count(*) FROM pg_attribute WHERE attrelid = {} AND attnum > 0 AND NOT attisdropped) = {}",
+                self.oid, archive.of
+            )
+        });
         let picked = format!(
-            "WITH picked AS (SELECT o.tableoid AS t, o.ctid AS c FROM {} AS o WHERE {range} AND {} AND {} AND {} \
+            "WITH picked AS (SELECT o.tableoid AS t, o.ctid AS c FROM {} AS o WHERE {range} AND {} AND {} AND {}{whole} \
              LIMIT {batch} FOR UPDATE OF o SKIP LOCKED)",
             self.from,
             self.due(action),

@@ -110,6 +110,23 @@ async fn deleting_does_not_wait_for_a_proof_of_the_marks() {
 }
 
 #[tokio::test]
+async fn a_column_that_the_archive_lacks_is_not_lost_and_is_archived_once_it_has_it() {
+    let mut pipeline = with(&[("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
+    pipeline.execute("CREATE TABLE archive (LIKE outbox)").await;
+    pipeline.set("POSTRIDER_CARE_ARCHIVE_TABLE", "archive");
+    let mut relay = pipeline.run().await;
+    insert(&pipeline, 10).await;
+    becomes(&pipeline, "archive", 10).await;
+    pipeline.execute("ALTER TABLE outbox ADD COLUMN tenant text").await;
+    pipeline.execute("INSERT INTO outbox (event_type, tenant) VALUES ('order', 'x')").await;
+    assert!(relay.ended_or("has no column `tenant`").await && relay.is_running());
+    assert_eq!(count(&pipeline, "outbox WHERE tenant = 'x'").await, 1);
+    pipeline.execute("ALTER TABLE archive ADD COLUMN tenant text").await;
+    becomes(&pipeline, "archive WHERE tenant = 'x'", 1).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn nothing_is_touched_before_the_slot_is_confirmed() {
     let mut pipeline = with(&[("POSTRIDER_CARE_MARK", "true"), ("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
     pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "1h");
