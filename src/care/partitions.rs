@@ -76,7 +76,7 @@ async fn staying(
     let query = format!(
         "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {partition} AS o) AS r \
          WHERE (p AND f) IS NOT TRUE",
-        Plan::proved(),
+        plan.proved(),
         plan.free(older)
     );
     let row = sql.client.query_one(&query, &[&proofs.horizon(), &proofs.marks()]).await?;

@@ -32,10 +32,10 @@ pub(super) fn whole(xmin: &str) -> String {
 }
 
 impl Plan {
-    /// `$1` is the horizon, `$2` the marks.
-    pub(super) fn proved() -> String {
-        let xid = whole("o.xmin");
-        format!("({xid} < $1::bigint OR {xid} = ANY($2::bigint[]))")
+    /// `$1` is the horizon, `$2` the marks. A trigger may have written rows in a transaction that marked others.
+    pub(super) fn proved(&self) -> String {
+        let (xid, unmarked) = (whole("o.xmin"), self.due(Action::Mark));
+        format!("({xid} < $1::bigint OR {xid} = ANY($2::bigint[]) AND NOT ({unmarked}))")
     }
 
     /// Rows that are ours to touch, proved or not.
@@ -85,7 +85,7 @@ impl Plan {
             "SELECT count(*) FILTER (WHERE d AND p AND f), count(*) FILTER (WHERE NOT d AND p AND f), \
              count(*) FILTER (WHERE NOT p AND f) FROM (SELECT {delete} AS d, ({}) AS p, ({}) AS f FROM {} AS o \
              WHERE {range} AND ({delete} OR {mark})) AS due",
-            Plan::proved(),
+            self.proved(),
             self.free(older),
             self.from
         )
@@ -104,7 +104,7 @@ impl Plan {
              LIMIT {batch} FOR UPDATE OF o SKIP LOCKED)",
             self.from,
             self.due(action),
-            Plan::proved(),
+            self.proved(),
             self.free(older)
         );
         let same = "WHERE o.tableoid = picked.t AND o.ctid = picked.c";

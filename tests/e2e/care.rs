@@ -127,6 +127,26 @@ async fn a_column_that_the_archive_lacks_is_not_lost_and_is_archived_once_it_has
 }
 
 #[tokio::test]
+async fn rows_that_a_trigger_writes_when_others_are_marked_are_not_proved_by_the_mark() {
+    let mut pipeline = with(&[("POSTRIDER_CARE_MARK", "true")]).await;
+    pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "10s");
+    pipeline.execute(WITNESS).await;
+    pipeline
+        .execute(
+            "CREATE FUNCTION follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             INSERT INTO outbox (event_type) VALUES ('follow'); RETURN NULL; END $$; \
+             CREATE TRIGGER follow AFTER UPDATE ON outbox FOR EACH ROW WHEN (OLD.event_type = 'order') \
+             EXECUTE FUNCTION follow()",
+        )
+        .await;
+    let mut relay = pipeline.run().await;
+    insert(&pipeline, 5).await;
+    becomes(&pipeline, "outbox WHERE processed", 10).await;
+    assert_eq!(count(&pipeline, "touched WHERE confirmed < inserted").await, 0);
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn nothing_is_touched_before_the_slot_is_confirmed() {
     let mut pipeline = with(&[("POSTRIDER_CARE_MARK", "true"), ("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
     pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "1h");
