@@ -220,6 +220,26 @@ async fn rows_that_are_older_than_the_slot_stay_though_they_are_updated_and_rewr
 }
 
 #[tokio::test]
+async fn where_a_policy_hides_rows_from_init_it_is_not_known_which_are_older() {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.execute(ARTICLE).await;
+    insert(&pipeline, 3).await;
+    pipeline
+        .execute(
+            "CREATE ROLE relay LOGIN REPLICATION; GRANT CREATE ON DATABASE postgres TO relay; \
+             ALTER TABLE outbox OWNER TO relay; ALTER TABLE outbox ENABLE ROW LEVEL SECURITY; \
+             ALTER TABLE outbox FORCE ROW LEVEL SECURITY; CREATE POLICY none ON outbox USING (false)",
+        )
+        .await;
+    let url = pipeline.postgres.url("postgres").replace("postgres@", "relay@");
+    pipeline.set("DATABASE_URL", &url);
+    pipeline.init().await;
+    assert_eq!(pipeline.ask("SELECT older_rows FROM postrider.pipeline").await, "unknown");
+    pipeline.set("POSTRIDER_CARE_DELETE_AFTER", "0s");
+    refused(&pipeline, "PR0224", 3).await;
+}
+
+#[tokio::test]
 async fn rows_that_the_slot_holds_already_at_init_are_cleaned_up() {
     let mut pipeline = Pipeline::start().await;
     pipeline.execute(ARTICLE).await;
