@@ -1,7 +1,9 @@
 //! Clean-up once, by hand: with the same proof, beside a running relay or without one.
 //!
 //! While a relay reads the slot, a witness is taken and its confirmation awaited. Where none does, nothing
-//! moves, and the slot can be looked into: whatever it does not hold any more is confirmed.
+//! moves, and the slot can be looked into: whatever it does not hold any more is confirmed. What a relay
+//! would have looked at before it confirms is looked at here: the publication, which decides what the slot
+//! shows, and the stream.
 
 use super::keeper::fits;
 use super::partitions::{self, Outcome};
@@ -11,11 +13,16 @@ use super::rows::{self, Broom};
 use super::standing::{self, Standing};
 use super::{Tally, settle_in};
 use crate::config::Config;
+use crate::delivery::opening;
 use crate::error::{Code, Failure};
+use crate::nats::connect;
+use crate::nats::stream::Stream;
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::peek::{Peek, flushed};
+use crate::relay::preflight;
+use crate::state::checkpoint;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -109,6 +116,9 @@ async fn prove(
 /// What the slot does not hold is confirmed: every transaction below the oldest that it holds, and below
 /// the horizon. None: someone reads it.
 async fn look_into_slot(sql: &Sql, config: &Config, plan: &Plan) -> Result<Option<Proofs>, Failure> {
+    let nats = connect::connect(&config.nats.access).await?;
+    let stream = Stream::named(&nats, &config.nats.stream).await?;
+    belong_together(sql, config, &stream).await?;
     let witness = standing::witness(sql).await?;
     flush(sql, witness.lsn).await?;
     // A table of millions of unconfirmed rows takes its time.
@@ -128,7 +138,8 @@ async fn look_into_slot(sql: &Sql, config: &Config, plan: &Plan) -> Result<Optio
         Err(Error::Server(said)) if said.code == SqlState::OBJECT_IN_USE => return Ok(None),
         peeked => peeked?,
     };
-    // Asked after it: whoever moved the slot by hand has made the look worthless.
+    // Asked after it: whoever moved the slot by hand, or changed the publication, has made the look worthless.
+    belong_together(sql, config, &stream).await?;
     let after = standing::standing(sql, config).await?;
     fits(plan, &after)?;
     if after.active {
@@ -145,6 +156,19 @@ async fn look_into_slot(sql: &Sql, config: &Config, plan: &Plan) -> Result<Optio
         ));
     }
     Ok(Some(Proofs::proved(witness.horizon.min(oldest))))
+}
+
+/// The slot was made with this publication, and what was confirmed is in this stream.
+async fn belong_together(sql: &Sql, config: &Config, stream: &Stream) -> Result<(), Failure> {
+    let table = preflight::table(sql, config).await?;
+    let publication = preflight::publication(sql, config, &table).await?;
+    let now = preflight::objects(&publication, &table);
+    let row = checkpoint::read(sql, &config.postgres.schema, &config.postgres.slot).await?;
+    let Some(row) = row else { return Err(standing::unproved(config, "it has no checkpoint row")) };
+    if now != row.objects {
+        return Err(preflight::changed(&config.postgres.publication, Some(now), row.objects));
+    }
+    opening::relied_on(&row, stream.look().await?.end)
 }
 
 /// The id of 64 bits that a transaction of the slot's has: one that has been held for less than two

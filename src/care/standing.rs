@@ -61,13 +61,7 @@ pub(super) async fn standing(sql: &Sql, config: &Config) -> Result<Standing, Fai
         }
         row => row?,
     };
-    let unproved = |what: &str| {
-        Failure::new(
-            Code::CareSlot,
-            format!("slot `{slot}` proves nothing: {what}"),
-            "postrider doctor says what is wrong; no row is touched meanwhile",
-        )
-    };
+    let unproved = |what: &str| unproved(config, what);
     let row = row.ok_or_else(|| unproved("it has no checkpoint row"))?;
     let phase: String = row.get(6);
     if phase != "ready" {
@@ -87,6 +81,14 @@ pub(super) async fn standing(sql: &Sql, config: &Config) -> Result<Standing, Fai
         older: Older::read(row.get(4)),
         flushed: lsn(row.get(5))?,
     })
+}
+
+pub(super) fn unproved(config: &Config, what: &str) -> Failure {
+    Failure::new(
+        Code::CareSlot,
+        format!("slot `{}` proves nothing: {what}", config.postgres.slot),
+        "postrider doctor says what is wrong; no row is touched meanwhile",
+    )
 }
 
 /// The list of older rows is missing.

@@ -117,6 +117,35 @@ pub fn unfinished(row: &Checkpoint) -> Option<Failure> {
     Some(failure.command(command))
 }
 
+/// Whether the stream still has what the confirmed LSN relies on.
+///
+/// # Errors
+/// PR0408, PR0409.
+pub fn relied_on(row: &Checkpoint, end: StreamEnd) -> Result<(), Failure> {
+    recreated(row, end).or_else(|| lost_confirmed(row, end)).map_or(Ok(()), Err)
+}
+
+fn recreated(row: &Checkpoint, end: StreamEnd) -> Option<Failure> {
+    (row.stream_created != end.created).then(|| {
+        let what = format!(
+            "stream `{}` was created at {}, the checkpoint row knows one of {}",
+            row.stream, end.created, row.stream_created
+        );
+        Failure::new(Code::StreamRecreated, what, RECOVER).command(RECOVERING)
+    })
+}
+
+fn lost_confirmed(row: &Checkpoint, end: StreamEnd) -> Option<Failure> {
+    (end.last_seq < row.confirmed_seq).then(|| {
+        let what = format!(
+            "stream `{}` ends at sequence {}, but the confirmed LSN relies on {}",
+            row.stream, end.last_seq, row.confirmed_seq
+        );
+        let remedy = format!("the lost events cannot come from the slot again; {RECOVER}");
+        Failure::new(Code::StreamWentBack, what, remedy).command(RECOVERING)
+    })
+}
+
 /// What can be said before the stream's messages are read.
 ///
 /// # Errors
@@ -134,30 +163,14 @@ pub fn judge(row: &Checkpoint, server: &Server, end: StreamEnd) -> Result<Option
         )
         .command(RECOVERING));
     }
-    if row.stream_created != end.created {
-        return Err(Failure::new(
-            Code::StreamRecreated,
-            format!(
-                "stream `{}` was created at {}, the checkpoint row knows one of {}",
-                row.stream, end.created, row.stream_created
-            ),
-            RECOVER,
-        )
-        .command(RECOVERING));
+    if let Some(failure) = recreated(row, end) {
+        return Err(failure);
     }
     if row.timeline > history.timeline {
         return Ok(Some(stale(history.timeline, row.timeline)));
     }
-    if end.last_seq < row.confirmed_seq {
-        return Err(Failure::new(
-            Code::StreamWentBack,
-            format!(
-                "stream `{}` ends at sequence {}, but the confirmed LSN relies on {}",
-                row.stream, end.last_seq, row.confirmed_seq
-            ),
-            format!("the lost events cannot come from the slot again; {RECOVER}"),
-        )
-        .command(RECOVERING));
+    if let Some(failure) = lost_confirmed(row, end) {
+        return Err(failure);
     }
     let limit = if row.timeline == history.timeline { row.settled_lsn } else { history.own_start() };
     if server.confirmed > limit {

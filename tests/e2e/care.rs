@@ -1,7 +1,7 @@
 //! Clean-up: nothing is touched before its event is stored and the slot confirmed past it, and then it is.
 
 use crate::doctor::{BOUNDED, doctor, paste};
-use crate::support::{ARTICLE, Ended, Pipeline, Relay, Servers, connect, eventually, within};
+use crate::support::{ARTICLE, Ended, Pipeline, Relay, Servers, connect, within};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 /// A proof takes the relay's next look at the publication, and its row.
 const PROOF: Duration = Duration::from_secs(60);
 
-async fn insert(pipeline: &Pipeline, rows: u32) {
+pub(crate) async fn insert(pipeline: &Pipeline, rows: u32) {
     pipeline
         .execute(&format!(
             "INSERT INTO outbox (event_type, payload) SELECT 'order', jsonb_build_object('n', n) \
@@ -21,24 +21,24 @@ async fn insert(pipeline: &Pipeline, rows: u32) {
         .await;
 }
 
-async fn count(pipeline: &Pipeline, from: &str) -> u64 {
+pub(crate) async fn count(pipeline: &Pipeline, from: &str) -> u64 {
     pipeline.ask(&format!("SELECT count(*) FROM {from}")).await.parse().unwrap()
 }
 
-async fn becomes(pipeline: &Pipeline, from: &str, rows: u64) {
+pub(crate) async fn becomes(pipeline: &Pipeline, from: &str, rows: u64) {
     within(PROOF, &format!("{rows} rows: {from}"), async || {
         (count(pipeline, from).await == rows).then_some(())
     })
     .await;
 }
 
-async fn with(keys: &[(&str, &str)]) -> Pipeline {
+pub(crate) async fn with(keys: &[(&str, &str)]) -> Pipeline {
     let mut pipeline = Pipeline::article().await;
     keys.iter().for_each(|(key, value)| pipeline.set(key, value));
     pipeline
 }
 
-async fn prune(pipeline: &Pipeline, arguments: &[&str]) -> (Ended, Value) {
+pub(crate) async fn prune(pipeline: &Pipeline, arguments: &[&str]) -> (Ended, Value) {
     let ended = pipeline.postrider(&[&["prune", "--json"], arguments].concat()).await;
     let report = serde_json::from_str(&ended.stdout);
     let report = report.unwrap_or_else(|error| panic!("{error}: {}{}", ended.stdout, ended.stderr));
@@ -337,56 +337,6 @@ async fn each_pipeline_of_a_sharded_table_cleans_up_its_own_rows() {
     becomes(&pipeline, "outbox WHERE id % 2 = 0", 0).await;
     assert_eq!(count(&pipeline, "outbox").await, 51);
     assert_eq!(relay.terminate().await, Some(0));
-}
-
-#[tokio::test]
-async fn prune_by_hand_does_the_same_beside_a_relay_and_without_one() {
-    let pipeline = with(&[]).await;
-    let mut relay = pipeline.run().await;
-    insert(&pipeline, 1200).await;
-    pipeline.execute("INSERT INTO outbox (event_type) VALUES ('no good')").await;
-    let at_once = ["--care-delete-after", "0s"];
-    let (ended, report) = prune(&pipeline, &[&["--dry-run"], &at_once[..]].concat()).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert_eq!(
-        (&report["deleted"], &report["dry_run"], &report["waiting"]),
-        (&json!(1200), &json!(true), &json!(0))
-    );
-    assert_eq!(count(&pipeline, "outbox").await, 1201);
-    let (_, report) = prune(&pipeline, &at_once).await;
-    assert_eq!(report["deleted"], 1200);
-    assert_eq!(count(&pipeline, "outbox").await, 1);
-    insert(&pipeline, 10).await;
-    pipeline.stored(1210).await;
-    eventually("the slot is confirmed past it", async || {
-        let (_, report) = prune(&pipeline, &[&["--dry-run"], &at_once[..]].concat()).await;
-        (report["deleted"] == 10).then_some(())
-    })
-    .await;
-    assert_eq!(relay.terminate().await, Some(0));
-    // Written while no relay runs, on disk or not: not stored, and not touched.
-    pipeline.execute("SET synchronous_commit = off; INSERT INTO outbox (event_type) VALUES ('later')").await;
-    let (ended, report) = prune(&pipeline, &[&["--care-mark=true"], &at_once[..]].concat()).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert_eq!((&report["deleted"], &report["waiting"]), (&json!(10), &json!(1)));
-    assert_eq!(count(&pipeline, "outbox WHERE event_type = 'later' AND NOT processed").await, 1);
-    let told = pipeline.postrider(&["prune", "--dry-run", "--care-delete-after", "0s"]).await;
-    assert!(told.stdout.contains("waiting     1 rows") && told.stdout.contains("dry run"), "{}", told.stdout);
-}
-
-#[tokio::test]
-async fn without_a_relay_nothing_is_proved_by_a_slot_that_someone_moved() {
-    let mut pipeline = with(&[("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
-    insert(&pipeline, 10).await;
-    pipeline.execute("SELECT pg_replication_slot_advance('postrider', pg_current_wal_lsn())").await;
-    let refused = pipeline.postrider(&["prune"]).await;
-    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
-    assert!(refused.stderr.contains("PR0227"), "{}", refused.stderr);
-    assert_eq!(count(&pipeline, "outbox").await, 10);
-    pipeline.unset("POSTRIDER_CARE_DELETE_AFTER");
-    let nothing = pipeline.postrider(&["prune"]).await;
-    assert_eq!(nothing.code, Some(2), "{}", nothing.stderr);
-    assert!(nothing.stderr.contains("PR0116"), "{}", nothing.stderr);
 }
 
 #[tokio::test]

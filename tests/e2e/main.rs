@@ -30,6 +30,7 @@ mod pipelines;
 mod poller;
 mod privileges;
 mod provoked;
+mod prune;
 mod psql;
 mod publication;
 mod recover;

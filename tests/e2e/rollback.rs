@@ -23,7 +23,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// Stores 1000 events and keeps a copy of the store, stores 1000 more, and puts the copy back, while
 /// `meanwhile` may do something to the relay.
-async fn lose_a_thousand(pipeline: &mut Pipeline, meanwhile: impl AsyncFnOnce(&mut Pipeline)) {
+pub(crate) async fn lose_a_thousand(pipeline: &mut Pipeline, meanwhile: impl AsyncFnOnce(&mut Pipeline)) {
     let folder = tempfile::tempdir().unwrap();
     let store = pipeline.nats.store_dir();
     write(pipeline, 1000).await;
