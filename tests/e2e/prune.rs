@@ -3,6 +3,7 @@
 use crate::care::{count, insert, prune, with};
 use crate::rollback::lose_a_thousand;
 use crate::support::{ARTICLE, Pipeline, Servers, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 const AT_ONCE: [&str; 2] = ["--care-delete-after", "0s"];
@@ -127,4 +128,40 @@ async fn without_a_relay_nothing_is_proved_once_the_stream_went_back_behind_what
     })
     .await;
     proves_nothing(&pipeline, "PR0409").await;
+}
+
+/// Those of the server's processes that would flush WAL by themselves.
+async fn flushers(pipeline: &Pipeline, signal: Signal) {
+    let query = "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('walwriter', 'background writer', 'checkpointer')";
+    let pids = pipeline.sql().await.query(query, &[]).await.unwrap();
+    assert_eq!(pids.len(), 3);
+    for row in pids {
+        kill_process(Pid::from_raw(row.get(0)).unwrap(), signal).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_visible_before_its_commit_is_on_disk_is_not_proved_by_a_slot_that_cannot_show_it() {
+    let settings = &[("autovacuum", "off")];
+    let pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    stored(&pipeline, 10).await;
+    flushers(&pipeline, Signal::STOP).await;
+    pipeline.execute("SET synchronous_commit = off; INSERT INTO outbox (event_type) VALUES ('later')").await;
+    assert_eq!(pipeline.ask("pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()").await, "true");
+    let mut pruning = pipeline.spawn(&[&["prune", "--json"], &AT_ONCE[..]].concat());
+    let awaits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
+        AND query LIKE 'SELECT pg_current_wal_flush_lsn() >=%')";
+    eventually("it waits for the flush, or ends", async || {
+        (pipeline.ask(awaits).await == "true" || !pruning.is_running()).then_some(())
+    })
+    .await;
+    assert_eq!(count(&pipeline, "outbox").await, 11);
+    assert!(pruning.is_running(), "{}{}", pruning.stdout(), pruning.stderr());
+    flushers(&pipeline, Signal::CONT).await;
+    let ended = pruning.ended().await;
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&report["deleted"], &report["waiting"]), (&json!(10), &json!(1)), "{report}");
+    assert_eq!(pipeline.ask("SELECT event_type FROM outbox").await, "later");
 }
