@@ -4,7 +4,7 @@
 use super::partitions::{self, Outcome};
 use super::plan::{self, Plan};
 use super::proof::Proofs;
-use super::rows::{self, Broom};
+use super::rows::{self, Broom, RESTS};
 use super::standing::{self, Standing};
 use super::{Tally, settle_in, watch};
 use crate::config::Config;
@@ -22,16 +22,17 @@ use tracing::{debug, info, warn};
 /// What the slot proves is looked at so often.
 const LOOK_APART: Duration = Duration::from_millis(500);
 
-/// The table is gone through at most so often …
+/// The table is gone through at most so often.
 const SWEEP_APART: Duration = Duration::from_secs(1);
-
-/// … and so many times as long is rested as was worked in vain: a large table costs a tenth of a core.
-const RESTS: u32 = 9;
 
 /// Witnesses are no closer than this: each has the relay look at the publication.
 const WITNESS_APART: Duration = Duration::from_secs(2);
 
+/// Past partitions are looked at so often …
 const PARTITIONS_APART: Duration = Duration::from_secs(10);
+
+/// … and less and less often while others use the table: at each attempt writers wait for a moment.
+const PARTITIONS_APART_MAX: Duration = Duration::from_secs(300);
 
 /// Clean-up is summed up in the log, and the table measured, so often.
 const SUMMARY_APART: Duration = Duration::from_secs(60);
@@ -147,6 +148,7 @@ struct Session<'a> {
     emitted: Lsn,
     sweep_due: Instant,
     partitions_due: Instant,
+    partitions_apart: Duration,
     summary_due: Instant,
     /// Rows that are due and wait for a proof.
     waits: bool,
@@ -164,6 +166,7 @@ impl<'a> Session<'a> {
             emitted: Lsn::ZERO,
             sweep_due: now,
             partitions_due: now,
+            partitions_apart: PARTITIONS_APART,
             summary_due: now + SUMMARY_APART,
             waits: false,
             done: Tally::default(),
@@ -174,14 +177,11 @@ impl<'a> Session<'a> {
     async fn pass(&mut self, keeper: &Keeper, sql: &Sql) -> Result<(), Failure> {
         let standing = standing::standing(sql, self.config).await?;
         fits(&self.plan, &standing)?;
-        let proves = self.proofs.confirm(standing.proved());
-        let now = Instant::now();
-        if now >= self.sweep_due || proves && self.waits {
+        self.proofs.confirm(standing.proved());
+        if Instant::now() >= self.sweep_due {
             self.sweep(keeper, sql, &standing).await?;
         }
-        let now = Instant::now();
-        if now >= self.partitions_due {
-            self.partitions_due = now + PARTITIONS_APART;
+        if Instant::now() >= self.partitions_due {
             self.drop_partitions(sql, &standing).await?;
         }
         if self.waits && self.proofs.may_take(self.witness_apart, Instant::now()) {
@@ -201,26 +201,32 @@ impl<'a> Session<'a> {
     async fn sweep(&mut self, keeper: &Keeper, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
         let care = &self.config.care;
         let broom = Broom { older: standing.older, batch: care.batch, pace: care.pace, dry: false };
-        let (tally, busy) = rows::sweep(sql, &self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
-        let rest = if tally.has_changed_anything() { busy } else { busy * RESTS };
+        let (tally, rest) = rows::sweep(sql, &self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
         self.sweep_due = Instant::now() + rest.max(SWEEP_APART);
         self.waits = tally.waiting > 0;
-        self.done.waiting = 0;
+        (self.done.waiting, self.done.staying) = (0, 0);
         self.done.add(tally);
         Ok(())
     }
 
     async fn drop_partitions(&mut self, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
+        let began = Instant::now();
+        let (mut dropped, mut busy) = (false, false);
         for outcome in partitions::drop_old(sql, &self.plan, &self.proofs, standing.older, false).await? {
             match outcome {
                 Outcome::Dropped(partition) => {
                     info!(partition, "a partition whose events are stored was dropped");
                     self.done.dropped.push(partition);
+                    dropped = true;
                 }
                 Outcome::Kept(_, waiting) => self.waits |= waiting > 0,
-                Outcome::Busy(_) => {}
+                Outcome::Busy(_) => busy = true,
             }
         }
+        self.partitions_apart =
+            if busy { (self.partitions_apart * 2).min(PARTITIONS_APART_MAX) } else { PARTITIONS_APART };
+        let rest = if dropped { began.elapsed() } else { began.elapsed() * RESTS };
+        self.partitions_due = Instant::now() + rest.max(self.partitions_apart);
         Ok(())
     }
 
@@ -229,9 +235,16 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.summary_due = Instant::now() + SUMMARY_APART;
-        let Tally { marked, deleted, dropped, waiting } = std::mem::take(&mut self.done);
+        let Tally { marked, deleted, dropped, waiting, staying } = std::mem::take(&mut self.done);
         if marked + deleted > 0 || !dropped.is_empty() {
-            info!(marked, deleted, partitions_dropped = dropped.len(), waiting, "the outbox was cleaned up");
+            info!(
+                marked,
+                deleted,
+                partitions_dropped = dropped.len(),
+                waiting,
+                staying,
+                "the outbox was cleaned up"
+            );
         }
         // The table may have other columns by now.
         self.plan = plan::of(sql, self.config).await?;

@@ -66,6 +66,8 @@ pub struct Tally {
     pub dropped: Vec<String>,
     /// Rows that are due and not proved yet.
     pub waiting: u64,
+    /// Rows that are due and are not to be touched: letters are open, or they never came through the slot.
+    pub staying: u64,
 }
 
 impl Tally {
@@ -74,6 +76,7 @@ impl Tally {
         self.deleted += other.deleted;
         self.dropped.extend(other.dropped);
         self.waiting += other.waiting;
+        self.staying += other.staying;
     }
 
     fn has_changed_anything(&self) -> bool {

@@ -1,10 +1,11 @@
 //! Dropping partitions whose time is past and whose every row is proved.
 //!
-//! One transaction: writers to the old partition are locked out, its rows are looked at, and only then it
-//! is detached and dropped; a row that is not proved rolls all of it back, and so does a crash. The lock
-//! of the whole table, which a drop needs, is held for that moment alone and waited for so shortly that
-//! the writers who queue behind it do not notice. DETACH CONCURRENTLY would wait for every transaction
-//! that uses the table, leave a detached table after a crash, and refuse inserts into that time meanwhile.
+//! Its rows are looked at, and where none must stay once more in one transaction: writers to the old partition
+//! are locked out, its rows are looked at, and only then it is detached and dropped; a row that is not proved
+//! rolls all of it back, and so does a crash. The lock of the whole table, which a drop needs, is held for that
+//! moment alone and waited for shortly: whoever writes meanwhile queues behind it for as long. While someone holds
+//! the table (a dump), the first attempt is the only one of its round. DETACH CONCURRENTLY would wait for every
+//! transaction that uses the table, leave a detached table after a crash, and refuse inserts into that time meanwhile.
 
 use super::plan::{Partitions, Plan};
 use super::proof::Proofs;
@@ -35,34 +36,54 @@ pub(super) async fn drop_old(
     dry: bool,
 ) -> Result<Vec<Outcome>, Failure> {
     let Some(partitions) = &plan.partitions else { return Ok(Vec::new()) };
-    let mut outcomes = Vec::new();
-    for name in past(sql, plan, partitions).await? {
-        let outcome = if dry {
-            match staying(sql, plan, proofs, older, &name).await? {
-                None => Outcome::Dropped(name),
-                Some(waiting) => Outcome::Kept(name, waiting),
-            }
-        } else {
-            drop_one(sql, plan, proofs, older, name).await?
+    let (mut outcomes, mut busy) = (Vec::new(), false);
+    for partition in past(sql, plan, partitions).await? {
+        let staying = if busy { None } else { look(sql, plan, proofs, older, &partition).await? };
+        let outcome = match staying {
+            _ if busy => Outcome::Busy(partition.name),
+            Some(waiting) => Outcome::Kept(partition.name, waiting),
+            None if dry => Outcome::Dropped(partition.name),
+            None => drop_one(sql, plan, proofs, older, partition).await?,
         };
+        busy = matches!(outcome, Outcome::Busy(_));
         outcomes.push(outcome);
     }
     Ok(outcomes)
 }
 
+/// As SQL names it, and as the catalogue does.
+struct Partition {
+    name: String,
+    oid: u32,
+}
+
 /// Partitions, but for the default one, whose upper bound is so long past; the oldest first. The bound is
 /// printed and read in the same session, and so in the same time zone.
-async fn past(sql: &Sql, plan: &Plan, partitions: &Partitions) -> Result<Vec<String>, Failure> {
+async fn past(sql: &Sql, plan: &Plan, partitions: &Partitions) -> Result<Vec<Partition>, Failure> {
     let key_type = partitions.key_type;
     let query = format!(
-        "SELECT name FROM (SELECT format('%I.%I', n.nspname, c.relname) AS name, \
+        "SELECT name, oid FROM (SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, \
          substring(pg_get_expr(c.relpartbound, c.oid) from 'TO \\(''([^'']+)''\\)$')::{key_type} AS upper \
          FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE i.inhparent = $1 AND c.relkind = 'r') AS p \
          WHERE upper <= now() - make_interval(secs => $2) ORDER BY upper"
     );
     let rows = sql.client.query(&query, &[&plan.oid, &partitions.after.as_secs_f64()]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows.iter().map(|row| Partition { name: row.get(0), oid: row.get(1) }).collect())
+}
+
+/// The same as [`staying`], by which nobody is locked out. A look at millions of rows takes its time.
+async fn look(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &Proofs,
+    older: Older,
+    partition: &Partition,
+) -> Result<Option<u64>, Failure> {
+    sql.client.batch_execute("BEGIN; SET LOCAL statement_timeout = 0").await?;
+    let staying = staying(sql, plan, proofs, older, partition).await;
+    sql.client.batch_execute("ROLLBACK").await?;
+    staying
 }
 
 /// Whether rows of a partition must stay, and how many of them wait for a proof.
@@ -71,13 +92,14 @@ async fn staying(
     plan: &Plan,
     proofs: &Proofs,
     older: Older,
-    partition: &str,
+    partition: &Partition,
 ) -> Result<Option<u64>, Failure> {
     let query = format!(
-        "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {partition} AS o) AS r \
+        "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {} AS o) AS r \
          WHERE (p AND f) IS NOT TRUE",
         plan.proved(),
-        plan.free(older)
+        plan.free(older, partition.oid),
+        partition.name
     );
     let row = sql.client.query_one(&query, &[&proofs.horizon(), &proofs.marks()]).await?;
     let [staying, waiting] = [0, 1].map(|column| unsigned(row.get(column)));
@@ -89,11 +111,12 @@ async fn drop_one(
     plan: &Plan,
     proofs: &Proofs,
     older: Older,
-    partition: String,
+    partition: Partition,
 ) -> Result<Outcome, Failure> {
-    // A look at millions of rows takes its time, and only the old partition is locked meanwhile.
-    let begin = format!("BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {partition} IN SHARE MODE");
+    let begin =
+        format!("BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {} IN SHARE MODE", partition.name);
     let done = attempt(sql, plan, proofs, older, &partition, &begin).await;
+    let partition = partition.name;
     let end = if matches!(done, Ok(None)) { "COMMIT" } else { "ROLLBACK" };
     let ended = sql.client.batch_execute(end).await;
     match done {
@@ -127,7 +150,7 @@ async fn attempt(
     plan: &Plan,
     proofs: &Proofs,
     older: Older,
-    partition: &str,
+    partition: &Partition,
     begin: &str,
 ) -> Result<Option<u64>, Attempt> {
     sql.client.batch_execute(begin).await?;
@@ -138,7 +161,8 @@ async fn attempt(
     // Whoever writes meanwhile waits behind this.
     let drop = format!(
         "SET LOCAL lock_timeout = '200ms'; ALTER TABLE {} DETACH PARTITION {partition}; DROP TABLE {partition}",
-        plan.name
+        plan.name,
+        partition = partition.name
     );
     sql.client.batch_execute(&drop).await?;
     Ok(None)

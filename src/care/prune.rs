@@ -54,6 +54,8 @@ pub struct Pruned {
     pub dropped: Vec<String>,
     /// Rows that are due, and whose events are not known to be stored and confirmed.
     pub waiting: u64,
+    /// Rows that are due and stay: their letters are open, or they never came through the slot.
+    pub staying: u64,
     /// Partitions whose time is past, and that hold such rows, or are in use.
     pub kept: Vec<String>,
 }
@@ -90,9 +92,9 @@ pub async fn prune(config: &Config, scope: Scope, mut told: impl FnMut(&str)) ->
             Outcome::Kept(partition, _) | Outcome::Busy(partition) => kept.push(partition),
         }
     }
-    let Tally { marked, deleted, dropped, waiting } = tally;
+    let Tally { marked, deleted, dropped, waiting, staying } = tally;
     let archived = if plan.archive.is_some() { deleted } else { 0 };
-    Ok(Pruned { dry_run: scope.dry, marked, deleted, archived, dropped, waiting, kept })
+    Ok(Pruned { dry_run: scope.dry, marked, deleted, archived, dropped, waiting, staying, kept })
 }
 
 /// Proves what can be proved now.

@@ -1,7 +1,9 @@
 //! The statements that look at rows, mark them and delete them.
 //!
 //! A table is gone through by ranges of blocks, so that one statement is short however large the table is,
-//! and needs no index. A batch locks what it picks and passes over what others hold.
+//! and needs no index; a partitioned one partition by partition. Statements name the partitioned table, on
+//! which the role has its privileges, with the partition's constraint, by which the planner leaves out all others.
+//! A batch locks what it picks and passes over what others hold.
 
 use super::plan::Plan;
 use super::proof::Proofs;
@@ -15,7 +17,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// 8 MiB: some ten milliseconds of looking.
-const BLOCKS: u64 = 1024;
+const BLOCKS: usize = 1024;
+
+/// So many times as long is rested as was worked in vain: a large table costs a tenth of a core.
+pub(super) const RESTS: u32 = 9;
 
 /// Of what is to be done, one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +43,13 @@ impl Plan {
         format!("({xid} < $1::bigint OR {xid} = ANY($2::bigint[]) AND NOT ({unmarked}))")
     }
 
-    /// Rows that are ours to touch, proved or not.
-    pub(super) fn free(&self, older: Older) -> String {
+    /// Which rows the publication sends.
+    fn ours(&self) -> &str {
+        self.filter.as_deref().unwrap_or("true")
+    }
+
+    /// Rows of table `leaf` that may be touched, proved or not.
+    pub(super) fn free(&self, older: Older, leaf: u32) -> String {
         let id = format!("btrim(format('%s', o.{}), {TRIMMED})", self.id);
         let mut free = format!(
             "o.{} IS NOT NULL AND NOT EXISTS (SELECT FROM {} AS l WHERE l.resolved_at IS NULL \
@@ -57,16 +67,14 @@ impl Plan {
             ));
         }
         if self.partitioned {
-            // What a table held when it was attached was never sent.
+            // What a table held when it, or one that it is a part of, was attached was never sent.
             free.push_str(&format!(
-                " AND ({}, o.cmin::text::bigint) > (SELECT {}, i.cmin::text::bigint FROM pg_inherits AS i \
-                 WHERE i.inhrelid = o.tableoid)",
+                " AND ({}, o.cmin::text::bigint) > (SELECT {}, i.cmin::text::bigint \
+                 FROM pg_partition_ancestors({leaf}) AS a JOIN pg_inherits AS i ON i.inhrelid = a.relid \
+                 ORDER BY 1 DESC, 2 DESC LIMIT 1)",
                 whole("o.xmin"),
                 whole("i.xmin")
             ));
-        }
-        if let Some(filter) = &self.filter {
-            free.push_str(&format!(" AND ({filter})"));
         }
         free
     }
@@ -79,19 +87,21 @@ impl Plan {
         due.unwrap_or("false")
     }
 
-    fn probe(&self, range: &str, older: Older) -> String {
+    fn probe(&self, leaf: &Leaf, range: &str, older: Older) -> String {
         let (delete, mark) = (self.due(Action::Delete), self.due(Action::Mark));
         format!(
             "SELECT count(*) FILTER (WHERE d AND p AND f), count(*) FILTER (WHERE NOT d AND p AND f), \
-             count(*) FILTER (WHERE NOT p AND f) FROM (SELECT {delete} AS d, ({}) AS p, ({}) AS f FROM {} AS o \
-             WHERE {range} AND ({delete} OR {mark})) AS due",
+             count(*) FILTER (WHERE NOT p AND f), count(*) FILTER (WHERE f IS NOT TRUE) \
+             FROM (SELECT {delete} AS d, ({}) AS p, ({}) AS f FROM {} AS o \
+             WHERE {range} AND ({}) AND ({delete} OR {mark})) AS due",
             self.proved(),
-            self.free(older),
-            self.from
+            self.free(older, leaf.oid),
+            self.from,
+            self.ours()
         )
     }
 
-    fn batch(&self, action: Action, range: &str, older: Older, batch: usize) -> String {
+    fn batch(&self, action: Action, leaf: &Leaf, range: &str, older: Older, batch: usize) -> String {
         // A column that was added since would be lost.
         let whole = self.archive.as_ref().map_or_else(String::new, |archive| {
             format!(
@@ -100,14 +110,15 @@ impl Plan {
             )
         });
         let picked = format!(
-            "WITH picked AS (SELECT o.tableoid AS t, o.ctid AS c FROM {} AS o WHERE {range} AND {} AND {} AND {}{whole} \
-             LIMIT {batch} FOR UPDATE OF o SKIP LOCKED)",
+            "WITH picked AS (SELECT o.ctid AS \"postrider ctid\" FROM {} AS o \
+             WHERE {range} AND ({}) AND {} AND {} AND {}{whole} LIMIT {batch} FOR UPDATE OF o SKIP LOCKED)",
             self.from,
+            self.ours(),
             self.due(action),
             self.proved(),
-            self.free(older)
+            self.free(older, leaf.oid)
         );
-        let same = "WHERE o.tableoid = picked.t AND o.ctid = picked.c";
+        let same = format!("WHERE {} AND o.ctid = picked.\"postrider ctid\"", leaf.rows);
         let count = "SELECT count(*), pg_current_xact_id_if_assigned()::text FROM done";
         match (action, &self.mark, &self.archive) {
             (Action::Mark, Some(mark), _) => format!(
@@ -132,14 +143,26 @@ impl Plan {
         }
     }
 
-    /// Blocks of the table, or of its largest partition.
-    async fn blocks(&self, sql: &Sql) -> Result<u64, Failure> {
-        let query = "SELECT coalesce(max(pg_relation_size(relid)), 0) / current_setting('block_size')::bigint \
-            FROM (SELECT $1::oid::regclass AS relid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass) \
-            WHERE isleaf) AS leaf";
-        let row = sql.client.query_one(query, &[&self.oid]).await?;
-        Ok(unsigned(row.get(0)))
+    /// The tables that hold the rows.
+    async fn leaves(&self, sql: &Sql) -> Result<Vec<Leaf>, Failure> {
+        let query = "SELECT c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
+            coalesce(pg_get_partition_constraintdef(c.oid), 'true') FROM pg_class c WHERE c.relkind = 'r' \
+            AND c.oid IN (SELECT $1 UNION SELECT relid::oid FROM pg_partition_tree($1::oid::regclass)) ORDER BY c.oid";
+        let leaves = sql.client.query(query, &[&self.oid]).await?;
+        let leaf = |row: &tokio_postgres::Row| {
+            let (oid, constraint): (u32, String) = (row.get(0), row.get(2));
+            Leaf { oid, blocks: unsigned(row.get(1)), rows: format!("({constraint}) AND o.tableoid = {oid}") }
+        };
+        Ok(leaves.iter().map(leaf).collect())
     }
+}
+
+/// A table of rows: the outbox itself, or a partition of it.
+struct Leaf {
+    oid: u32,
+    blocks: u64,
+    /// Which rows of the outbox are in it.
+    rows: String,
 }
 
 /// What a sweep may do.
@@ -151,8 +174,8 @@ pub(super) struct Broom {
     pub(super) dry: bool,
 }
 
-/// Goes through the whole table once. `goes_on` is asked between two statements; the time that was spent
-/// at work is the second part.
+/// Goes through the whole table once. `goes_on` is asked between two statements; the second part is how long
+/// to rest then.
 pub(super) async fn sweep(
     sql: &Sql,
     plan: &Plan,
@@ -160,41 +183,57 @@ pub(super) async fn sweep(
     broom: Broom,
     goes_on: impl Fn() -> bool,
 ) -> Result<(Tally, Duration), Failure> {
-    let (mut tally, mut busy) = (Tally::default(), Duration::ZERO);
+    let (mut tally, mut rest) = (Tally::default(), Duration::ZERO);
     if plan.mark.is_none() && plan.delete.is_none() {
+        return Ok((tally, rest));
+    }
+    for leaf in plan.leaves(sql).await? {
+        for first in (0..=leaf.blocks).step_by(BLOCKS) {
+            if !goes_on() {
+                return Ok((tally, rest));
+            }
+            let (done, busy) = sweep_range(sql, plan, proofs, broom, &leaf, first, &goes_on).await?;
+            rest += if done.has_changed_anything() { busy } else { busy * RESTS };
+            tally.add(done);
+        }
+    }
+    Ok((tally, rest))
+}
+
+/// Goes through the blocks from `first`; the time that was spent at work is the second part.
+async fn sweep_range(
+    sql: &Sql,
+    plan: &Plan,
+    proofs: &mut Proofs,
+    broom: Broom,
+    leaf: &Leaf,
+    first: u64,
+    goes_on: &impl Fn() -> bool,
+) -> Result<(Tally, Duration), Failure> {
+    let last = first + BLOCKS as u64;
+    let range = format!("{} AND o.ctid >= '({first},0)'::tid AND o.ctid < '({last},0)'::tid", leaf.rows);
+    let began = Instant::now();
+    let probe = plan.probe(leaf, &range, broom.older);
+    let row = sql.client.query_one(&probe, &[&proofs.horizon(), &proofs.marks()]).await?;
+    let [deletes, marks, waiting, staying] = [0, 1, 2, 3].map(|column| unsigned(row.get(column)));
+    let mut busy = began.elapsed();
+    let mut tally = Tally { waiting, staying, ..Tally::default() };
+    if broom.dry {
+        (tally.deleted, tally.marked) = (deletes, marks);
         return Ok((tally, busy));
     }
-    let blocks = plan.blocks(sql).await?;
-    for first in (0..=blocks).step_by(usize::try_from(BLOCKS).unwrap_or(usize::MAX)) {
-        let last = first + BLOCKS;
-        let range = format!("o.ctid >= '({first},0)'::tid AND o.ctid < '({last},0)'::tid");
-        let began = Instant::now();
-        let (horizon, marks) = (proofs.horizon(), proofs.marks());
-        let probe = plan.probe(&range, broom.older);
-        let row = sql.client.query_one(&probe, &[&horizon, &marks]).await?;
-        let [deletes, marks, waiting] = [0, 1, 2].map(|column| unsigned(row.get(column)));
-        busy += began.elapsed();
-        tally.waiting += waiting;
-        if broom.dry {
-            (tally.deleted, tally.marked) = (tally.deleted + deletes, tally.marked + marks);
-            continue;
-        }
-        for (action, mut left) in [(Action::Delete, deletes), (Action::Mark, marks)] {
-            while left > 0 && goes_on() {
-                let began = Instant::now();
-                let done = run_batch(sql, plan, proofs, action, &range, broom).await?;
-                busy += began.elapsed();
-                match action {
-                    Action::Delete => tally.deleted += done,
-                    Action::Mark => tally.marked += done,
-                }
-                // None: others hold the rest.
-                left = if done == 0 { 0 } else { left.saturating_sub(done) };
-                sleep(broom.pace).await;
+    for (action, mut left) in [(Action::Delete, deletes), (Action::Mark, marks)] {
+        while left > 0 && goes_on() {
+            let began = Instant::now();
+            let done = run_batch(sql, plan, proofs, action, leaf, &range, broom).await?;
+            busy += began.elapsed();
+            match action {
+                Action::Delete => tally.deleted += done,
+                Action::Mark => tally.marked += done,
             }
-        }
-        if !goes_on() {
-            break;
+            // None: others hold the rest.
+            left = if done == 0 { 0 } else { left.saturating_sub(done) };
+            sleep(broom.pace).await;
         }
     }
     Ok((tally, busy))
@@ -205,10 +244,11 @@ async fn run_batch(
     plan: &Plan,
     proofs: &mut Proofs,
     action: Action,
+    leaf: &Leaf,
     range: &str,
     broom: Broom,
 ) -> Result<u64, Failure> {
-    let statement = plan.batch(action, range, broom.older, broom.batch);
+    let statement = plan.batch(action, leaf, range, broom.older, broom.batch);
     let row = sql.client.query_one(&statement, &[&proofs.horizon(), &proofs.marks()]).await?;
     let done = unsigned(row.get(0));
     if let (Action::Mark, true, Some(xid)) = (action, done > 0, row.get::<_, Option<&str>>(1)) {

@@ -70,6 +70,13 @@ fn human(pruned: &Pruned) -> String {
     if pruned.waiting > 0 {
         let _ = writeln!(text, "waiting     {} rows are due, their events not confirmed yet", pruned.waiting);
     }
+    if pruned.staying > 0 {
+        let _ = writeln!(
+            text,
+            "staying     {} rows: their dead letters are open, or they never came through the slot",
+            pruned.staying
+        );
+    }
     for partition in &pruned.kept {
         let _ = writeln!(
             text,

@@ -27,6 +27,7 @@ mod nodes;
 mod outages;
 mod paced;
 mod pipelines;
+mod partitions;
 mod poller;
 mod privileges;
 mod provoked;
