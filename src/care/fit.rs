@@ -2,14 +2,16 @@
 //! cleaned up.
 
 use super::plan::{Archive, DATE, TIMESTAMP, TIMESTAMPTZ};
+use super::standing;
 use crate::config::{Care, Config, TableName};
 use crate::error::{Code, Failure};
 use crate::outbox::{PresetChoice, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::{self as facts, Table};
 use crate::state::checkpoint;
-use crate::state::older::Older;
+use crate::state::older::{self, Older};
 use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::error::SqlState;
 
 /// What the catalogues say.
 pub(super) struct Found {
@@ -19,6 +21,9 @@ pub(super) struct Found {
     may_lock: bool,
     may_mark: bool,
     owns: bool,
+    hides: bool,
+    may_read_older: bool,
+    of_earlier_version: bool,
     referring: Option<String>,
     marks_key: bool,
     marks_filter: bool,
@@ -50,9 +55,11 @@ impl Found {
             AND d.refclassid = d.classid AND d.objid = tree.relid AND d.refobjid = tree.relid \
             AND d.objsubid = a.attnum AND d.refobjsubid = 0 AND d.deptype = 'i' WHERE a.attname = $2), \
             (SELECT k.atttypid FROM pg_partitioned_table p JOIN pg_attribute k ON k.attrelid = p.partrelid \
-            AND k.attnum = p.partattrs[0] WHERE p.partrelid = c.oid AND p.partstrat = 'r' AND p.partnatts = 1) \
+            AND k.attnum = p.partattrs[0] WHERE p.partrelid = c.oid AND p.partstrat = 'r' AND p.partnatts = 1), \
+            row_security_active(c.oid), coalesce(has_table_privilege(to_regclass($3)::oid, 'SELECT'), true) \
             FROM pg_class c WHERE c.oid = $1";
-        let row = sql.client.query_one(query, &[&table.oid, &mark]).await?;
+        let list = older::table(&config.postgres.schema);
+        let row = sql.client.query_one(query, &[&table.oid, &mark, &list]).await?;
         let publication =
             facts::publication(sql, &config.postgres.publication, &name.schema, &name.name).await?;
         let membership = publication.as_ref().map_or(0, |publication| publication.membership);
@@ -60,6 +67,7 @@ impl Found {
             AND a.attnum = d.refobjsubid WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = $1 \
             AND d.refobjid = $2 AND a.attname = $3)";
         let reads = sql.client.query_one(reads, &[&membership, &table.oid, &mark]).await?;
+        let known = older(sql, config).await?;
         Ok(Found {
             may_use: row.get(0),
             may_select: row.get(1),
@@ -72,7 +80,10 @@ impl Found {
             key_type: row.get(8),
             marks_filter: reads.get(0),
             filter: publication.and_then(|publication| publication.row_filter),
-            older: older(sql, config).await?,
+            hides: row.get(9),
+            may_read_older: row.get(10),
+            of_earlier_version: known.is_none(),
+            older: known.unwrap_or(Older::None),
             id: escape_identifier(resolved.id_column()),
         })
     }
@@ -81,6 +92,24 @@ impl Found {
         let (care, name) = (&config.care, &config.outbox.table);
         let mut problems = Vec::new();
         problems.extend(self.privileges(sql, config, mark));
+        let role = escape_identifier(&sql.target.user);
+        let refused = |what: String, sql: String| Failure::new(Code::CarePrivileges, what, "let it").sql(sql);
+        if self.hides {
+            problems.push(refused(
+                format!("policies hide rows of {name} from the role, which clean-up must see"),
+                format!("ALTER ROLE {role} BYPASSRLS;"),
+            ));
+        }
+        if !self.may_read_older {
+            let list = older::table(&config.postgres.schema);
+            problems.push(refused(
+                format!("the role may not read {list}, the rows that clean-up leaves alone"),
+                format!("GRANT SELECT ON {list} TO {role};"),
+            ));
+        }
+        if self.of_earlier_version {
+            problems.push(standing::earlier_version(config));
+        }
         if let (Some(mark), true) = (mark, self.marks_key || self.marks_filter) {
             let (what, remedy) = match self.marks_key {
                 true => (
@@ -195,13 +224,15 @@ pub fn grants(config: &Config, role: &str) -> Vec<String> {
     grants
 }
 
-async fn older(sql: &Sql, config: &Config) -> Result<Older, Failure> {
+/// What is known of older rows; none when the checkpoint row has no place for it.
+async fn older(sql: &Sql, config: &Config) -> Result<Option<Older>, Failure> {
     let table = checkpoint::table(&config.postgres.schema);
     let query = format!("SELECT older_rows FROM {table} WHERE slot = $1");
     match sql.client.query_opt(&query, &[&config.postgres.slot]).await {
-        Ok(row) => Ok(Older::read(row.as_ref().and_then(|row| row.get(0)))),
-        // What the table or the column lacks is told where the row is read.
-        Err(error) if error.as_db_error().is_some() => Ok(Older::None),
+        Ok(row) => Ok(Some(Older::read(row.as_ref().and_then(|row| row.get(0))))),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_COLUMN) => Ok(None),
+        // That there is no such table, or that it may not be read, is told where the row is read.
+        Err(error) if error.as_db_error().is_some() => Ok(Some(Older::None)),
         Err(error) => Err(error.into()),
     }
 }

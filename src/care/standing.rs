@@ -52,12 +52,7 @@ pub(super) async fn standing(sql: &Sql, config: &Config) -> Result<Standing, Fai
     );
     let row = match sql.client.query_opt(&query, &[slot]).await {
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_COLUMN) => {
-            return Err(Failure::new(
-                Code::CareOlder,
-                format!("{} is of an earlier version", checkpoint::table(schema)),
-                "let its owner bring it up to date",
-            )
-            .command("postrider init"));
+            return Err(earlier_version(config));
         }
         row => row?,
     };
@@ -81,6 +76,12 @@ pub(super) async fn standing(sql: &Sql, config: &Config) -> Result<Standing, Fai
         older: Older::read(row.get(4)),
         flushed: lsn(row.get(5))?,
     })
+}
+
+/// The schema has no place for what is known of older rows.
+pub(super) fn earlier_version(config: &Config) -> Failure {
+    let what = format!("{} is of an earlier version", checkpoint::table(&config.postgres.schema));
+    Failure::new(Code::CareOlder, what, "let its owner bring it up to date").command("postrider init")
 }
 
 pub(super) fn unproved(config: &Config, what: &str) -> Failure {

@@ -312,6 +312,9 @@ async fn a_clean_up_that_cannot_work_ends_the_relay_before_it_streams_with_what_
     pipeline.execute("UPDATE postrider.pipeline SET older_rows = 'unknown'").await;
     assert!(refused(&pipeline, "PR0224", 3).await.contains("INSERT INTO \"postrider\".older_row"));
 
+    pipeline.execute("ALTER TABLE postrider.pipeline DROP COLUMN older_rows").await;
+    assert!(refused(&pipeline, "PR0224", 3).await.contains("postrider init"));
+
     for (key, value) in [("MARK_COLUMN", "processed"), ("ARCHIVE_TABLE", "kept"), ("ARCHIVE_TABLE", "outbox")]
     {
         let key = format!("POSTRIDER_CARE_{key}");
@@ -364,7 +367,8 @@ async fn what_the_role_lacks_to_clean_up_is_granted_as_doctor_says() {
     pipeline
         .execute(
             "CREATE ROLE relay LOGIN REPLICATION; GRANT USAGE ON SCHEMA postrider TO relay; \
-        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA postrider TO relay",
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA postrider TO relay; \
+        REVOKE SELECT ON postrider.older_row FROM relay; ALTER TABLE outbox ENABLE ROW LEVEL SECURITY",
         )
         .await;
     let url = pipeline.postgres.url("postgres").replace("postgres@", "relay@");
