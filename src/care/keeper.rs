@@ -34,6 +34,9 @@ const PARTITIONS_APART: Duration = Duration::from_secs(10);
 /// … and less and less often while others use the table: at each attempt writers wait for a moment.
 const PARTITIONS_APART_MAX: Duration = Duration::from_secs(300);
 
+/// A transaction that keeps proofs from coming is named after so long.
+const HELD_MAX: Duration = Duration::from_secs(60);
+
 /// Clean-up is summed up in the log, and the table measured, so often.
 const SUMMARY_APART: Duration = Duration::from_secs(60);
 
@@ -144,6 +147,7 @@ struct Session<'a> {
     config: &'a Config,
     plan: Plan,
     proofs: Proofs,
+    held: Held,
     witness_apart: Duration,
     emitted: Lsn,
     sweep_due: Instant,
@@ -162,6 +166,7 @@ impl<'a> Session<'a> {
             config,
             plan,
             proofs: Proofs::default(),
+            held: Held { horizon: 0, since: now, told: false },
             witness_apart: (config.delivery.hold_back(&config.nats) / 16).max(WITNESS_APART),
             emitted: Lsn::ZERO,
             sweep_due: now,
@@ -185,7 +190,9 @@ impl<'a> Session<'a> {
             self.drop_partitions(sql, &standing).await?;
         }
         if self.waits && self.proofs.may_take(self.witness_apart, Instant::now()) {
-            self.proofs.take(standing::witness(sql).await?, Instant::now());
+            let witness = standing::witness(sql).await?;
+            self.held.look(sql, witness.horizon).await?;
+            self.proofs.take(witness, Instant::now());
             self.waits = false;
         }
         let Some(wanted) = self.proofs.wanted() else { return Ok(()) };
@@ -262,6 +269,29 @@ pub(super) fn fits(plan: &Plan, standing: &Standing) -> Result<(), Failure> {
         format!("slot `{}` proves nothing: {} was dropped and made again", plan.slot, plan.name),
         "postrider doctor says what is wrong; no row is touched meanwhile",
     ))
+}
+
+/// Since when the horizon stands still though rows wait: each transaction that holds it is named once.
+struct Held {
+    horizon: u64,
+    since: Instant,
+    told: bool,
+}
+
+impl Held {
+    async fn look(&mut self, sql: &Sql, horizon: u64) -> Result<(), Failure> {
+        if horizon != self.horizon {
+            *self = Held { horizon, since: Instant::now(), told: false };
+        }
+        if self.told || self.since.elapsed() < HELD_MAX {
+            return Ok(());
+        }
+        if let Some(failure) = standing::holder(sql, horizon).await? {
+            warn!(code = %failure.code, error = failure.message, remedy = failure.whole_remedy(), "clean-up waits");
+            self.told = true;
+        }
+        Ok(())
+    }
 }
 
 /// What was warned of already: each is said once until it has doubled.

@@ -120,6 +120,24 @@ pub(super) async fn witness(sql: &Sql) -> Result<Witness, Failure> {
     Ok(Witness { horizon: xid(row.get(0)).unwrap_or(0), lsn: lsn(row.get(1))? })
 }
 
+/// The transaction that keeps the horizon at `horizon`, of whatever database.
+pub(super) async fn holder(sql: &Sql, horizon: u64) -> Result<Option<Failure>, Failure> {
+    let query = "SELECT format('process %s of %I in database %I, %s, which began at %s', pid, usename, datname, state, \
+        xact_start) FROM pg_stat_activity WHERE backend_xid::text::bigint = $1 UNION ALL \
+        SELECT format('prepared transaction %L of %I in database %I, of %s', gid, owner, database, prepared) \
+        FROM pg_prepared_xacts WHERE transaction::text::bigint = $1";
+    let holder =
+        sql.client.query_opt(query, &[&i64::try_from(horizon & u64::from(u32::MAX)).unwrap_or(0)]).await?;
+    Ok(holder.map(|row| {
+        Failure::new(
+            Code::CareHeld,
+            format!("no row is proved: a transaction is still open: {}", row.get::<_, String>(0)),
+            "let it end: pg_terminate_backend(pid), or COMMIT PREPARED / ROLLBACK PREPARED, where nobody needs it; \
+             sql/monitor.sql shows all",
+        )
+    }))
+}
+
 /// A transaction id of 64 bits.
 pub(super) fn xid(text: &str) -> Option<u64> {
     text.parse().ok()

@@ -162,6 +162,8 @@ catalogue! {
         "A foreign key points at the outbox: deleting a row would be refused, or by ON DELETE CASCADE remove rows of that table.";
     CareSlot = "PR0227", Postgres, Retry, "nothing can be proved about the rows",
         "The slot is missing, of another cluster or moved by someone, or its checkpoint row is not `ready`: what is stored cannot be told from what is not, and no row is touched. `postrider status` and `postrider doctor` say what is wrong.";
+    CareHeld = "PR0228", Postgres, Retry, "an open transaction keeps rows from being proved",
+        "A row is proved once every transaction that was open beside its own has ended, in whatever database of the cluster: until then nothing tells that no older event is still to come. One has been open for long, or was prepared and forgotten. It retains WAL too.";
     ShadowUnsafe = "PR0230", Postgres, Operator, "shadow mode would disturb what runs",
         "`run --shadow` publishes updates and deletes of the outbox to itself. On a table without replica identity Postgres would refuse such statements to everyone, the poller included; and with synchronous_standby_names = '*' every commit would wait for the shadow. It changes nothing and ends.";
     ShadowRefused = "PR0231", Postgres, Operator, "shadow mode cannot begin",

@@ -147,6 +147,25 @@ async fn rows_that_a_trigger_writes_when_others_are_marked_are_not_proved_by_the
 }
 
 #[tokio::test]
+async fn a_transaction_that_keeps_rows_from_being_proved_is_named_whatever_its_database() {
+    let pipeline = with(&[("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
+    pipeline.execute("CREATE DATABASE elsewhere").await;
+    let mut relay = pipeline.run().await;
+    let other = connect(&pipeline.postgres.url("elsewhere")).await.unwrap();
+    other.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    insert(&pipeline, 5).await;
+    within(Duration::from_secs(120), "it is named", async || {
+        let told = relay.stderr();
+        (told.contains("PR0228") && told.contains("in database elsewhere, idle in transaction")).then_some(())
+    })
+    .await;
+    assert_eq!(count(&pipeline, "outbox").await, 5);
+    other.batch_execute("COMMIT").await.unwrap();
+    becomes(&pipeline, "outbox", 0).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn nothing_is_touched_before_the_slot_is_confirmed() {
     let mut pipeline = with(&[("POSTRIDER_CARE_MARK", "true"), ("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
     pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "1h");
