@@ -424,3 +424,34 @@ async fn rows_before_the_time_to_begin_at_are_left_alone_by_clean_up_until_a_per
     becomes("").await;
     assert_eq!(relay.terminate().await, Some(0));
 }
+
+#[tokio::test]
+async fn rows_that_an_adoption_lists_though_they_are_stored_are_let_go_by_recover() {
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = pipeline.run().await;
+    insert(&pipeline, 5).await;
+    let settled = "SELECT seq = 5 FROM postrider.pipeline";
+    eventually("all is settled", async || (pipeline.ask(settled).await == "true").then_some(())).await;
+    eventually("and confirmed", async || {
+        let behind =
+            "SELECT confirmed_flush_lsn >= settled_lsn FROM pg_replication_slots, postrider.pipeline";
+        (pipeline.ask(behind).await == "true").then_some(())
+    })
+    .await;
+    assert_eq!(relay.terminate().await, Some(0));
+    let adopted = pipeline.postrider(&["init", "--adopt"]).await;
+    assert!(
+        adopted.stdout.contains("older       5 rows") && adopted.stdout.contains("postrider recover"),
+        "{}",
+        adopted.stdout
+    );
+    let mended = recover(&pipeline, &[]).await;
+    assert_eq!((&mended["published"], &mended["left_out"]), (&0.into(), &0.into()), "{mended}");
+    pipeline.set("POSTRIDER_CARE_DELETE_AFTER", "0s");
+    let mut relay = pipeline.run().await;
+    eventually("they are cleaned up", async || {
+        (pipeline.ask("SELECT count(*) FROM outbox").await == "0").then_some(())
+    })
+    .await;
+    assert_eq!(relay.terminate().await, Some(0));
+}

@@ -509,6 +509,9 @@ async fn make(
         Some(0) => Older::None,
         Some(rows) => {
             println!("older       {rows} rows are not the slot's to send: clean-up leaves them alone");
+            if row.last.is_some() {
+                println!("            postrider recover lets it have those that the stream has");
+            }
             Older::Listed
         }
         None => Older::Unknown,

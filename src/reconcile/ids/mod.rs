@@ -318,14 +318,32 @@ impl<'a> Ids<'a> {
         rows::Reader::start(self.sql, &copy).await
     }
 
+    async fn has_list(&self) -> Result<bool, Failure> {
+        let known = "SELECT to_regclass($1) IS NOT NULL";
+        let list = older::table(&self.config.postgres.schema);
+        Ok(self.sql.client.query_one(known, &[&list]).await?.get(0))
+    }
+
+    /// Whether rows that table care leaves alone are in the stream.
+    pub(super) async fn lists_stored(&self) -> Result<bool, Failure> {
+        if !self.has_list().await? {
+            return Ok(false);
+        }
+        let query = format!(
+            "SELECT EXISTS (SELECT FROM {} AS r JOIN pg_temp.postrider_messages AS m ON m.id = r.event_id \
+             WHERE r.slot = $1)",
+            older::table(&self.config.postgres.schema)
+        );
+        Ok(self.sql.client.query_one(&query, &[&self.config.postgres.slot]).await?.get(0))
+    }
+
     /// Notes the rows that are left out although nothing proves that their events are stored, for table care to
     /// leave them alone: those that someone else has marked as processed, and those from before the time to
     /// begin at. How many.
     pub(super) async fn list_left_out(&self, rows: Rows, behind: Option<Place>) -> Result<u64, Failure> {
         let (schema, slot) = (&self.config.postgres.schema, &self.config.postgres.slot);
         // A schema of an earlier version: clean-up then takes no row for proved that it cannot tell.
-        let known = "SELECT to_regclass($1) IS NOT NULL";
-        if !self.sql.client.query_one(known, &[&older::table(schema)]).await?.get::<_, bool>(0) {
+        if !self.has_list().await? {
             return Ok(0);
         }
         older::settle(&self.sql.client, schema, slot).await?;

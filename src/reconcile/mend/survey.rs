@@ -45,9 +45,13 @@ impl Mending<'_> {
         self.begin().await?;
         let way = self.way().await?;
         let (_, missing) = self.to_come(&way).await?;
+        let lists_stored = self.asked.since.is_none() && self.ids.lists_stored().await?;
         self.commit().await?;
         let (foreign, foreign_messages) = self.order.foreign();
-        let outdated = self.outdated(look.as_ref(), &way);
+        let mut outdated = self.outdated(look.as_ref(), &way);
+        if lists_stored {
+            outdated.push("rows that are stored are among those that clean-up leaves alone".to_owned());
+        }
         let new_slot = match &way {
             Way::Anew { why, .. } => Some(why.clone()),
             Way::Keep { .. } => None,
