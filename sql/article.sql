@@ -6,7 +6,7 @@
 -- works as it is. This one is better: an id that does not run out, and no null where an event needs
 -- a value (the relay stands still at a row without id or event_type).
 --
--- `processed` tells the preset; nothing here reads it or writes it.
+-- `processed` tells the preset. care.mark sets it; init --backfill and recover pass over rows that have it set.
 CREATE TABLE public.outbox (
     id          bigserial PRIMARY KEY,
     event_type  varchar(255) NOT NULL,
@@ -23,10 +23,5 @@ CREATE TABLE public.outbox (
 );
 
 -- The primary key is the only index: the relay reads the log, not the table. Every further index
--- only makes the application's inserts slower. If you delete by age, small batches by id do:
---
---     DELETE FROM public.outbox WHERE id IN (
---         SELECT id FROM public.outbox WHERE created_at < now() - interval '7 days'
---         ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED);
---
+-- only makes the application's inserts slower. care.delete_after deletes rows whose events are stored.
 -- Never TRUNCATE: it locks out the writers, and takes the rows that a lost slot would need.

@@ -56,7 +56,7 @@ FROM pg_prepared_xacts
 ORDER BY prepared
 LIMIT 10;
 
--- 7. The outbox table. Nothing here deletes its rows: size tells whether your own clean-up works,
+-- 7. The outbox table. size tells whether clean-up works (care.*, without which nothing deletes rows),
 --    dead_rows whether autovacuum follows.
 SELECT pg_size_pretty(pg_total_relation_size(c.oid))  AS size,
        c.reltuples::bigint                            AS rows_estimate,

@@ -25,10 +25,17 @@ GRANT SELECT, INSERT, DELETE ON postrider.older_row TO postrider;
 -- GRANT SELECT, INSERT, DELETE ON public.outbox TO postrider;
 -- With SELECT alone the relay also removes dropped letters whose row is gone.
 
+-- Clean-up (care.*); `postrider init --print-sql` prints what your settings need.
+-- care.mark: GRANT SELECT, UPDATE (processed) ON public.outbox TO postrider;
+-- care.delete_after: GRANT SELECT, DELETE, UPDATE (processed) ON public.outbox TO postrider;
+-- care.archive_table: GRANT INSERT, SELECT ON public.outbox_archive TO postrider;
+-- care.drop_partitions_after: GRANT the role that owns public.outbox TO postrider;
+-- and where the outbox has row-level security: ALTER ROLE postrider BYPASSRLS;
+
 -- Only where CONNECT was taken from PUBLIC:
 -- GRANT CONNECT ON DATABASE shop TO postrider;
 
--- Not needed: SELECT on the outbox, CREATE anywhere, pg_monitor, superuser.
+-- Not needed otherwise: SELECT on the outbox, CREATE anywhere, pg_monitor, superuser.
 
 -- `postrider init` needs no more where sql/init.sql was run before it. To make what is missing itself:
 --   * schema and table of checkpoints: CREATE on the database

@@ -19,8 +19,9 @@ Example:
   postrider prune --care-delete-after 7d --care-archive-table public.outbox_archive --json
 
 A row is touched once its event is stored in the stream and the slot is confirmed past it: so long after the
-commit as the hold-back is. Beside a running relay that is awaited; without one the slot is looked into. Rows
-with an open dead letter stay, and so do rows that are older than the slot.")]
+commit as the hold-back is. Beside a running relay that is awaited; without one the slot is looked into, and
+the stream must still have what was confirmed. Rows with an open dead letter stay, and so do rows that never
+came through the slot.")]
 pub(super) struct Args {
     /// Change nothing, and say what would be done.
     #[arg(long)]
