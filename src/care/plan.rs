@@ -4,7 +4,7 @@ use super::fit::{Found, fit_archive};
 use super::standing;
 use crate::config::{Care, Config};
 use crate::error::{Code, Failure};
-use crate::outbox::{Mapping, Preset, Resolved};
+use crate::outbox::{Mapping, MarkColumn, MarkKind, NoMark, Preset, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
 use crate::relay::preflight;
@@ -12,7 +12,6 @@ use crate::state::older::Older;
 use postgres_protocol::escape::escape_identifier;
 use std::time::Duration;
 
-const BOOLEAN: u32 = 16;
 pub(super) const DATE: u32 = 1082;
 pub(super) const TIMESTAMP: u32 = 1114;
 pub(super) const TIMESTAMPTZ: u32 = 1184;
@@ -97,7 +96,7 @@ async fn draw(
 ) -> Result<(Plan, Vec<Failure>), Failure> {
     let (care, name) = (&config.care, config.outbox.table.to_string());
     let (mut problems, partitioned) = (Vec::new(), table.kind == 'p');
-    let mark = care.mark.then(|| mark(care, &name, table, resolved)).transpose();
+    let mark = care.mark.then(|| mark(care, &name, table)).transpose();
     let mark = mark.unwrap_or_else(|failure| {
         problems.push(failure);
         None
@@ -155,31 +154,28 @@ fn type_of(table: &Table, column: &str) -> Option<u32> {
 }
 
 /// Name and type of the marked column, and how it is marked.
-fn mark(care: &Care, name: &str, table: &Table, resolved: &Resolved) -> Result<(String, u32, Mark), Failure> {
-    let column = care.mark_column.clone().unwrap_or_else(|| {
-        if resolved.preset() == Preset::Article { "processed" } else { "processed_at" }.to_owned()
-    });
-    let quoted = escape_identifier(&column);
-    let unfit = |what: String| {
-        Err(Failure::new(Code::CareColumns, what, "name another in care.mark_column, or add one"))
+fn mark(care: &Care, name: &str, table: &Table) -> Result<(String, u32, Mark), Failure> {
+    let found = match &care.mark_column {
+        Some(column) => MarkColumn::named(column, &table.columns),
+        None => MarkColumn::usual(&table.columns)
+            .and_then(|found| found.ok_or_else(|| NoMark::Missing("processed_at".to_owned()))),
     };
-    let (value, unmarked) = match type_of(table, &column) {
-        Some(BOOLEAN) => ("true", format!("o.{quoted} IS NOT TRUE")),
-        Some(TIMESTAMPTZ) => ("now()", format!("o.{quoted} IS NULL")),
-        Some(TIMESTAMP) => ("localtimestamp", format!("o.{quoted} IS NULL")),
-        Some(_) => {
-            return unfit(format!(
-                "care.mark: column `{column}` of {name} is neither a boolean nor a timestamp"
-            ));
+    let unfit = |what| Failure::new(Code::CareColumns, what, "name another in care.mark_column, or add one");
+    let column = found.map_err(|no_mark| match no_mark {
+        NoMark::Unfit(column) => {
+            unfit(format!("care.mark: column `{column}` of {name} is neither a boolean nor a time"))
         }
-        None => {
-            return unfit(format!("care.mark: {name} has no column `{column}`")).map_err(
-                |failure: Failure| {
-                    failure.sql(format!("ALTER TABLE {name} ADD COLUMN {quoted} timestamptz;"))
-                },
-            );
-        }
+        NoMark::Missing(column) => unfit(format!("care.mark: {name} has no column `{column}`"))
+            .sql(format!("ALTER TABLE {name} ADD COLUMN {} timestamptz;", escape_identifier(&column))),
+    })?;
+    let value = match column.kind {
+        MarkKind::Boolean => "true",
+        MarkKind::Date => "current_date",
+        MarkKind::Timestamp => "localtimestamp",
+        MarkKind::Timestamptz => "now()",
     };
+    let unmarked = format!("NOT ({})", column.is_set());
+    let (column, quoted) = (column.name.clone(), escape_identifier(&column.name));
     let type_oid = type_of(table, &column).unwrap_or_default();
     Ok((column, type_oid, Mark { column: quoted, value, unmarked }))
 }

@@ -14,7 +14,7 @@ const BATCH_MAX: usize = 100_000;
 pub struct Care {
     /// Rows are marked.
     pub mark: bool,
-    /// The column that is set; none: the preset's.
+    /// The column that is set, and whose value says that a row is processed; none: the usual one.
     pub mark_column: Option<String>,
     /// Rows of this age are deleted.
     pub delete_after: Option<Duration>,
@@ -54,10 +54,6 @@ pub(super) fn care(read: &mut Reader<'_>, outbox: Option<&TableName>) -> Option<
         pace: pace?,
     };
     let conflict = match &care {
-        Care { mark: false, mark_column: Some(_), .. } => Some((
-            "care.mark_column names a column, and care.mark is false",
-            "set care.mark = true, or leave the column out",
-        )),
         Care { archive_table: Some(_), delete_after: None, .. } => Some((
             "care.archive_table says where deleted rows go, and none are deleted",
             "set care.delete_after, like \"7d\"",

@@ -248,7 +248,7 @@ pub const KEYS: &[Key] = &[
     unset(
         "care.mark_column",
         COLUMN,
-        "The boolean or timestamp column that is marked; default: processed, else processed_at",
+        "The boolean or time that marks a row as processed, here and for backfill, recover, verify; default: processed, else processed_at",
     ),
     key(
         "care.delete_after",

@@ -101,11 +101,11 @@ catalogue! {
     SchemasUnusable = "PR0114", Usage, Halt, "the folder of schemas cannot be used",
         "validate.schemas names a folder that is not there or not readable, or a file in it is no JSON or no JSON Schema. The message names each. $ref reaches files of the folder only. Nothing is published until it is mended: every event would else become a dead letter.";
     CareConflict = "PR0115", Usage, Halt, "the keys of clean-up do not fit together",
-        "care.mark_column needs care.mark; care.archive_table needs care.delete_after, is not the outbox itself, and does not go with care.drop_partitions_after, which would drop the rows.";
+        "care.archive_table needs care.delete_after, is not the outbox itself, and does not go with care.drop_partitions_after, which would drop the rows.";
     CareOff = "PR0116", Usage, Halt, "there is nothing to clean up",
         "`postrider prune` does what care.mark, care.delete_after and care.drop_partitions_after say, and none of them is set. Set them in the file, or as flags: `postrider prune --care-delete-after 7d`.";
-    MarkUnclear = "PR0117", Usage, Halt, "it is unclear what the poller marks",
-        "`run --shadow` takes a row for processed when the column `processed` or `processed_at` is set (a boolean that is true, a time that is not null), or when it is deleted. --mark-column names another such column.";
+    MarkUnclear = "PR0117", Usage, Halt, "it is unclear which rows are processed",
+        "A row counts as processed when the column `processed`, or else `processed_at`, is set: a boolean that is true, a time that is not null; `run --shadow` also sees rows that are deleted. care.mark_column names another such column, for the shadow --mark-column does. A column of these names that holds something else may be the poller's mark all the same, and is not passed over: add a column that says it (ALTER TABLE outbox ADD COLUMN sent boolean), fill it (UPDATE outbox SET sent = true WHERE …), and name that; one that is never set where nobody marks rows.";
 
     PostgresUnreachable = "PR0201", Postgres, Retry, "Postgres cannot be reached",
         "No host of postgres.url accepts a connection, or it closed before it was ready. The relay waits and tries again; with start_timeout it gives up after that time.";

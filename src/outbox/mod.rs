@@ -1,8 +1,8 @@
 //! From an outbox row to an event: what it is called, where it goes, what it carries.
 //!
 //! Owns the presets, the subject template, the headers that a row alone determines, the encryption of
-//! payloads ([`seal`]), and the judgement that a row cannot be published ([`Poison`]). Does no I/O and
-//! knows no clock; position, commit time and expected sequence are the sender's to add.
+//! payloads ([`seal`]), the judgement that a row cannot be published ([`Poison`]), and which column marks
+//! a row as processed ([`MarkColumn`]). Does no I/O and knows no clock; position, commit time and expected sequence are the sender's to add.
 //!
 //! Three steps, from rare to hot:
 //!
@@ -23,6 +23,7 @@ mod cloudevents;
 pub(crate) mod headers;
 mod keys;
 mod letter;
+mod mark;
 mod overlap;
 mod poison;
 mod preset;
@@ -34,6 +35,7 @@ mod template;
 
 pub use keys::{Fault, Keys};
 pub use letter::{Parts, row_json};
+pub use mark::{MarkColumn, MarkKind, NoMark};
 pub(crate) use poison::excerpt;
 pub use poison::{Poison, Reason};
 pub use preset::{ColumnNames, Mapping, Preset, PresetChoice, Resolved, Settings};

@@ -104,6 +104,72 @@ async fn a_row_that_cannot_be_published_becomes_a_letter_once() {
     assert_eq!(pipeline.ask(letters).await, "2 bad_subject");
 }
 
+/// A table of no preset's, with the column `mark`, in which a poller has marked 10 rows of 15.
+async fn polled(mark: &str, set: &str) -> Pipeline {
+    let mut pipeline = Pipeline::start().await;
+    pipeline.set("POSTRIDER_OUTBOX_PRESET", "columns");
+    pipeline.set("POSTRIDER_OUTBOX_SUBJECT", "outbox.{topic}");
+    pipeline
+        .execute(&format!(
+            "CREATE TABLE outbox (id serial PRIMARY KEY, topic text, payload jsonb, {mark}); \
+             INSERT INTO outbox (topic, payload) SELECT 'a', '{{}}' FROM generate_series(1, 15); \
+             UPDATE outbox SET {set} WHERE id <= 10"
+        ))
+        .await;
+    pipeline
+}
+
+/// Backfill, recovery and verification leave the marked rows alone.
+async fn left_alone(pipeline: &Pipeline) {
+    backfill(pipeline).await;
+    let stored = pipeline.exactly(5).await;
+    assert_eq!(ids(&stored), (11..=15).collect::<Vec<_>>());
+    let verified = pipeline.postrider(&["verify", "--json"]).await;
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!((&report["stored"], &report["processed"]), (&5.into(), &10.into()));
+    let recovered = pipeline.postrider(&["recover", "--yes"]).await;
+    assert!(recovered.stdout.contains("nothing is missing"), "{}{}", recovered.stdout, recovered.stderr);
+    let also = pipeline.postrider(&["recover", "--yes", "--processed"]).await;
+    assert_eq!(also.code, Some(0), "{}", also.stderr);
+    pipeline.exactly(15).await;
+}
+
+#[tokio::test]
+async fn rows_that_a_poller_has_marked_with_a_time_are_not_published_again() {
+    left_alone(&polled("processed_at timestamp", "processed_at = now()").await).await;
+}
+
+#[tokio::test]
+async fn rows_that_a_poller_has_marked_in_the_column_that_is_named_are_not_published_again() {
+    let mut pipeline = polled("sent boolean", "sent = true").await;
+    pipeline.set("POSTRIDER_CARE_MARK_COLUMN", "sent");
+    left_alone(&pipeline).await;
+}
+
+#[tokio::test]
+async fn a_mark_of_ones_own_does_not_hide_the_pollers() {
+    let mut pipeline = polled("processed boolean, relayed_at timestamptz", "processed = true").await;
+    pipeline.set("POSTRIDER_CARE_MARK", "true");
+    pipeline.set("POSTRIDER_CARE_MARK_COLUMN", "relayed_at");
+    left_alone(&pipeline).await;
+}
+
+#[tokio::test]
+async fn a_mark_that_cannot_be_read_is_refused_rather_than_taken_for_none() {
+    let mut pipeline = polled("processed smallint, sent boolean", "processed = 1, sent = true").await;
+    let refused = pipeline.postrider(&["init", "--backfill"]).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("PR0117") && refused.stderr.contains("care.mark_column"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(pipeline.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
+    pipeline.set("POSTRIDER_CARE_MARK_COLUMN", "sent");
+    left_alone(&pipeline).await;
+}
+
 /// A backfill of 30,000 rows that has published some.
 async fn half_way() -> (Pipeline, Relay) {
     let pipeline = Pipeline::start().await;

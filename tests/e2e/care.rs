@@ -334,8 +334,7 @@ async fn a_clean_up_that_cannot_work_ends_the_relay_before_it_streams_with_what_
     pipeline.execute("ALTER TABLE postrider.pipeline DROP COLUMN older_rows").await;
     assert!(refused(&pipeline, "PR0224", 3).await.contains("postrider init"));
 
-    for (key, value) in [("MARK_COLUMN", "processed"), ("ARCHIVE_TABLE", "kept"), ("ARCHIVE_TABLE", "outbox")]
-    {
+    for (key, value) in [("ARCHIVE_TABLE", "kept"), ("ARCHIVE_TABLE", "outbox")] {
         let key = format!("POSTRIDER_CARE_{key}");
         pipeline.set("POSTRIDER_CARE_MARK", "false");
         pipeline.set("POSTRIDER_CARE_DELETE_AFTER", if value == "outbox" { "1d" } else { "off" });

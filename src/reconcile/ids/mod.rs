@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::position::{Identity, Place};
 use crate::error::{Code, Failure};
-use crate::outbox::{Preset, Resolved};
+use crate::outbox::{MarkColumn, Resolved};
 use crate::postgres::client::{AS_PGOUTPUT, Sql};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Publication, Table, wal_insert_lsn};
@@ -52,8 +52,8 @@ pub(super) struct Ids<'a> {
     /// As the catalogue has it.
     id_column: String,
     created_at: Option<String>,
-    /// The rows that a poller marks as processed.
-    processed: &'static str,
+    /// The rows `o` that are marked as processed.
+    processed: String,
 }
 
 /// Which rows count.
@@ -80,8 +80,10 @@ impl<'a> Ids<'a> {
             Failure::from(error).context("create temporary tables (GRANT TEMPORARY ON DATABASE … TO …)")
         })?;
         let has = |name: &str| table.columns.iter().any(|column| column.name == name);
-        let marked = resolved.preset() == Preset::Article && has("processed");
         let outbox = &config.outbox.table;
+        let marks = MarkColumn::all(config.care.mark_column.as_deref(), &table.columns);
+        let marks = marks.map_err(|no_mark| no_mark.unclear(outbox))?;
+        let marked: Vec<_> = marks.iter().map(MarkColumn::is_set).collect();
         Ok(Ids {
             sql,
             config,
@@ -92,7 +94,7 @@ impl<'a> Ids<'a> {
             },
             id_column: resolved.id_column().to_owned(),
             created_at: resolved.created_at_column().filter(|name| has(name)).map(str::to_owned),
-            processed: if marked { "o.processed IS TRUE" } else { "false" },
+            processed: if marked.is_empty() { "false".to_owned() } else { marked.join(" OR ") },
         })
     }
 

@@ -26,6 +26,7 @@ mod session;
 use super::{preflight, schemas};
 use crate::config::Config;
 use crate::error::{Code, Failure};
+use crate::outbox::MarkColumn;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
 use comparison::Comparison;
@@ -34,9 +35,6 @@ pub use report::{Latencies, Quantiles, Report};
 use session::{Clock, Shadow};
 use std::time::Duration;
 use tokio::sync::watch;
-
-/// Columns that pollers mark, where nobody names another.
-const MARKS: [&str; 2] = ["processed", "processed_at"];
 
 /// What is asked of the shadow.
 #[derive(Debug, Clone)]
@@ -76,12 +74,12 @@ pub async fn watch(
     commits_do_not_wait(&sql).await?;
     let table = preflight::table(&sql, config).await?;
     let resolved = preflight::columns(&mapping, &table)?;
-    let mark = mark_column(config, options, &table)?;
+    let marks = mark_columns(config, options, &table)?;
     let mut comparison = Comparison::new(options.grace)
         .map_err(|error| Failure::new(Code::Unexpected, format!("no histogram: {error}"), "report it"))?;
-    let publication = Publication::make(&sql, config, &table, mark.as_deref()).await?;
+    let publication = Publication::make(&sql, config, &table, &marks).await?;
     let shadow = Shadow { config, options, sql: &sql, publication: &publication, clock: Clock::default() };
-    let watched = shadow.watch(&table, resolved, mark, &mut comparison, &mut stop, progress).await;
+    let watched = shadow.watch(&table, resolved, marks, &mut comparison, &mut stop, progress).await;
     let report = shadow.report(&comparison);
     let dropped = publication.drop(&sql, config).await;
     Ok(Ended { report, failure: watched.and(dropped).err() })
@@ -103,23 +101,12 @@ async fn commits_do_not_wait(sql: &Sql) -> Result<(), Failure> {
     ))
 }
 
-/// The column that the poller marks; none where it deletes.
-fn mark_column(config: &Config, options: &Options, table: &Table) -> Result<Option<String>, Failure> {
-    /// `bool`, `timestamp`, `timestamptz`, `date`: fixed, `pg_type.dat`.
-    const KINDS: [u32; 4] = [16, 1114, 1184, 1082];
-    let find = |name: &str| table.columns.iter().find(|column| column.name == name);
-    let fits = |name: &str| find(name).is_some_and(|column| KINDS.contains(&column.type_oid));
-    let Some(named) = &options.mark_column else {
-        return Ok(MARKS.into_iter().find(|name| fits(name)).map(str::to_owned));
+/// The names of the columns that the poller may mark; none where it deletes.
+fn mark_columns(config: &Config, options: &Options, table: &Table) -> Result<Vec<String>, Failure> {
+    let found = match &options.mark_column {
+        Some(named) => MarkColumn::named(named, &table.columns).map(|column| vec![column]),
+        None => MarkColumn::all(config.care.mark_column.as_deref(), &table.columns),
     };
-    if fits(named) {
-        return Ok(Some(named.clone()));
-    }
-    let what = if find(named).is_some() { "is neither a boolean nor a time" } else { "does not exist" };
-    Err(Failure::new(
-        Code::MarkUnclear,
-        format!("column `{named}` of {} {what}", config.outbox.table),
-        "name a boolean that the poller sets to true, or a time that it sets; leave --mark-column out where it \
-         deletes its rows",
-    ))
+    let found = found.map_err(|no_mark| no_mark.unclear(&config.outbox.table))?;
+    Ok(found.into_iter().map(|column| column.name).collect())
 }

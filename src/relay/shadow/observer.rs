@@ -1,6 +1,6 @@
 //! From the slot's messages to what happened to rows: inserted, processed. No I/O, no clock.
 //!
-//! Processed is a row whose mark column is set (a boolean that is true, a time that is not null), or
+//! Processed is a row of which a mark column is set (a boolean that is true, a time that is not null), or
 //! that is deleted. The event of an inserted row is made as the relay would make it, to hear whether it
 //! would become a dead letter.
 
@@ -48,17 +48,17 @@ pub(super) struct Observer {
     intake: Intake,
     outbox_oid: u32,
     id_column: String,
-    mark_column: Option<String>,
+    mark_columns: Vec<String>,
     limits: Limits,
     columns: Option<Columns>,
     transaction: Option<Moment>,
 }
 
 /// Where the outbox's columns stand.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Columns {
     id: usize,
-    mark: Option<usize>,
+    marks: Vec<usize>,
     /// A delete says the id.
     deletes: bool,
 }
@@ -68,10 +68,10 @@ impl Observer {
         intake: Intake,
         outbox_oid: u32,
         id_column: String,
-        mark_column: Option<String>,
+        mark_columns: Vec<String>,
         limits: Limits,
     ) -> Observer {
-        Observer { intake, outbox_oid, id_column, mark_column, limits, columns: None, transaction: None }
+        Observer { intake, outbox_oid, id_column, mark_columns, limits, columns: None, transaction: None }
     }
 
     /// Between Begin and Commit a keepalive says nothing about this transaction's rows.
@@ -96,7 +96,12 @@ impl Observer {
             }
             Message::Delete(delete) if delete.relation_oid == self.outbox_oid => {
                 let (OldTuple::Key(row) | OldTuple::Full(row)) = &delete.old;
-                let id = self.columns.is_some_and(|columns| columns.deletes).then(|| self.id(row)).flatten();
+                let id = self
+                    .columns
+                    .as_ref()
+                    .is_some_and(|columns| columns.deletes)
+                    .then(|| self.id(row))
+                    .flatten();
                 return Ok(self.processed(id));
             }
             Message::Insert(insert) => {
@@ -118,8 +123,8 @@ impl Observer {
     fn find(&self, relation: &Relation) -> Result<Columns, Failure> {
         let index = |name: &str| relation.columns.iter().position(|column| *column.name == *name);
         let id = index(&self.id_column);
-        let mark = self.mark_column.as_deref().map(index);
-        let (Some(id), None | Some(Some(_))) = (id, mark) else {
+        let marks: Option<Vec<_>> = self.mark_columns.iter().map(|name| index(name)).collect();
+        let (Some(id), Some(marks)) = (id, marks) else {
             return Err(Failure::new(
                 Code::MarkUnclear,
                 "the outbox has lost the column of ids, or the one that the poller marks",
@@ -127,16 +132,17 @@ impl Observer {
             ));
         };
         let deletes = relation.columns.get(id).is_some_and(|column| column.flags & 1 == 1);
-        Ok(Columns { id, mark: mark.flatten(), deletes })
+        Ok(Columns { id, marks, deletes })
     }
 
     fn is_marked(&self, row: &Tuple) -> bool {
-        let mark = self.columns.and_then(|columns| columns.mark).and_then(|mark| row.get(mark));
-        matches!(mark, Some(Column::Text(text)) if text.as_ref() != b"f")
+        let is_set =
+            |mark: &usize| matches!(row.get(*mark), Some(Column::Text(text)) if text.as_ref() != b"f");
+        self.columns.as_ref().is_some_and(|columns| columns.marks.iter().any(is_set))
     }
 
     fn id(&self, row: &Tuple) -> Option<Text> {
-        match row.get(self.columns?.id)? {
+        match row.get(self.columns.as_ref()?.id)? {
             Column::Text(id) => Text::new(id.clone()).ok(),
             _ => None,
         }

@@ -35,12 +35,12 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    /// Makes it, for a poller that updates `mark` or deletes its rows.
+    /// Makes it, for a poller that updates `marks` or deletes its rows.
     pub(super) async fn make(
         sql: &Sql,
         config: &Config,
         table: &Table,
-        mark: Option<&str>,
+        marks: &[String],
     ) -> Result<Publication, Failure> {
         let outbox = config.outbox.table.to_string();
         if !lock(sql, table.oid).await? {
@@ -52,12 +52,12 @@ impl Publication {
             ));
         }
         sweep(sql, table.oid).await?;
-        let update =
-            mark.map(escape_identifier).map(|mark| format!("EXPLAIN UPDATE {outbox} SET {mark} = {mark};"));
+        let update = marks.iter().map(|mark| escape_identifier(mark));
+        let update = update.map(|mark| format!("EXPLAIN UPDATE {outbox} SET {mark} = {mark};"));
         let publication = Publication {
             name: format!("{PREFIX}{}", table.oid),
             table_oid: table.oid,
-            trials: format!("{} EXPLAIN DELETE FROM {outbox}", update.unwrap_or_default()),
+            trials: format!("{} EXPLAIN DELETE FROM {outbox}", update.collect::<String>()),
         };
         let create = format!(
             "BEGIN; {LOCK_TIMEOUT}; CREATE PUBLICATION {} FOR TABLE {outbox} \

@@ -80,7 +80,7 @@ impl Shadow<'_> {
         &self,
         table: &Table,
         resolved: Resolved,
-        mark: Option<String>,
+        marks: Vec<String>,
         comparison: &mut Comparison,
         stop: &mut watch::Receiver<bool>,
         progress: impl FnMut(&Report),
@@ -96,14 +96,14 @@ impl Shadow<'_> {
             table = %self.config.outbox.table,
             preset = %resolved.preset(),
             subject = %resolved.subject(),
-            processed = mark.as_deref().unwrap_or("what is deleted"),
+            processed = if marks.is_empty() { "what is deleted".to_owned() } else { marks.join(", ") },
             "watching; nothing is published"
         );
         let history = History::first(system.id, system.timeline);
         // No payload is encrypted for nobody.
         let intake = Intake::new(history, self.config.postgres.slot.clone(), table.oid, resolved, None);
         let limits = Limits::without_server(self.config.delivery.oversize == Oversize::ObjectStore);
-        let mut observer = Observer::new(intake, table.oid, id_column, mark, limits);
+        let mut observer = Observer::new(intake, table.oid, id_column, marks, limits);
         let mut following =
             Following { shadow: self, comparison, observer: &mut observer, stream, seen: Lsn::ZERO };
         let ended = following.follow(&clock, stop, progress).await;

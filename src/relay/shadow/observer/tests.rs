@@ -12,8 +12,8 @@ fn observer(mark: Option<&str>) -> Observer {
     let columns = COLUMNS.map(|name| ColumnInfo { name, kind: Kind::Other });
     let resolved = Mapping::new(&Settings::default()).unwrap().resolve(&columns).unwrap();
     let intake = Intake::new(History::first(1, 1), "s".into(), OUTBOX, resolved, None);
-    let mark = mark.map(str::to_owned);
-    let mut observer = Observer::new(intake, OUTBOX, "id".into(), mark, Limits::without_server(false));
+    let marks = mark.map(str::to_owned).into_iter().collect();
+    let mut observer = Observer::new(intake, OUTBOX, "id".into(), marks, Limits::without_server(false));
     observer.take(relation(&COLUMNS, "id")).unwrap();
     let begin = Begin { final_lsn: Lsn(5), commit_time: Timestamp(50), xid: 1 };
     observer.take(Message::Begin(begin)).unwrap();
