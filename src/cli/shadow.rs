@@ -46,21 +46,20 @@ pub(super) fn run(args: &Shadow, flags: &Flags) -> Ended {
         count: args.count,
         mark_column: args.mark_column.clone(),
     };
-    let (mut report, mut failure) = (Report::default(), None);
+    let (mut report, mut failures) = (Report::default(), Vec::new());
     block_on(async {
         let mut progress = Progress::begin();
         let ended =
             shadow::watch(&config, &options, super::run::stop_signal(|| {}), |now| progress.show(now)).await;
         progress.end();
-        shadow::Ended { report, failure } = ended?;
+        shadow::Ended { report, failures } = ended?;
         Ok(())
     })?;
     print(&report, args.json, human)?;
-    match failure {
-        Some(failure) => Err(vec![failure]),
-        None if report.agrees() => Ok(()),
-        None => Err(vec![differs(&report)]),
+    if failures.is_empty() && !report.agrees() {
+        failures.push(differs(&report));
     }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
 }
 
 fn differs(report: &Report) -> Failure {

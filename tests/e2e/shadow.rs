@@ -267,11 +267,53 @@ async fn an_owner_who_may_replicate_suffices_and_what_he_cannot_drop_is_said() {
     let shadow = watching(&pipeline, &[]).await;
     let publication = pipeline.ask("SELECT pubname FROM pg_publication").await;
     pipeline.execute(&format!("ALTER PUBLICATION {publication} OWNER TO postgres")).await;
-    let (ended, _) = stopped(shadow).await;
+    // Beside what ended it.
+    pipeline.execute("ALTER TABLE outbox REPLICA IDENTITY NOTHING").await;
+    let (ended, _) = told(shadow).await;
+    refused(&ended, (3, "PR0230", "primary key"));
     refused(
         &ended,
         (3, "PR0233", &*Box::leak(format!("DROP PUBLICATION IF EXISTS \"{publication}\"").into_boxed_str())),
     );
+}
+
+/// So many ids of 8 kB that the shadow is a while at reading them, and the shadow that is at it.
+async fn reading_ids(pipeline: &Pipeline) -> Relay {
+    pipeline
+        .execute(
+            "ALTER TABLE outbox ALTER COLUMN id DROP DEFAULT, ALTER COLUMN id TYPE text; \
+             INSERT INTO outbox SELECT repeat('x', 8000) || n, 'a', '{}' FROM generate_series(1, 60000) AS n",
+        )
+        .await;
+    let shadow = pipeline.spawn(&["run", "--shadow", "--json"]);
+    eventually("it reads the ids", async || {
+        (pipeline.ask(&format!("SELECT count(*) FROM {READS}")).await == "1").then_some(())
+    })
+    .await;
+    shadow
+}
+
+const READS: &str = "pg_stat_activity WHERE query LIKE 'SELECT format(''%s''%' AND state = 'active' \
+    AND pid <> pg_backend_pid()";
+
+#[tokio::test]
+async fn a_shadow_that_is_stopped_while_it_reads_the_ids_leaves_nothing() {
+    let pipeline = beside_a_poller(None).await;
+    let (ended, _) = stopped(reading_ids(&pipeline).await).await;
+    assert!(!ended.stderr.contains("nothing is published"), "it was through: {}", ended.stderr);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    nothing_left(&pipeline).await;
+}
+
+#[tokio::test]
+async fn a_shadow_that_cannot_read_the_ids_leaves_nothing() {
+    let pipeline = beside_a_poller(None).await;
+    let shadow = reading_ids(&pipeline).await;
+    pipeline.execute(&format!("SELECT pg_cancel_backend(pid) FROM {READS}")).await;
+    let (ended, _) = told(shadow).await;
+    refused(&ended, (3, "PR0202", ""));
+    assert!(ended.stderr.contains("read the ids of the outbox"), "{}", ended.stderr);
+    nothing_left(&pipeline).await;
 }
 
 #[tokio::test]

@@ -54,8 +54,8 @@ pub struct Options {
 pub struct Ended {
     /// What was seen until then.
     pub report: Report,
-    /// What ended it before its time, or what it could not take away behind it.
-    pub failure: Option<Failure>,
+    /// What ended it before its time, and what it could not take away behind it.
+    pub failures: Vec<Failure>,
 }
 
 /// Watches until asked to stop, or until there is enough. `progress` hears of it once a second.
@@ -82,7 +82,7 @@ pub async fn watch(
     let watched = shadow.watch(&table, resolved, marks, &mut comparison, &mut stop, progress).await;
     let report = shadow.report(&comparison);
     let dropped = publication.drop(&sql, config).await;
-    Ok(Ended { report, failure: watched.and(dropped).err() })
+    Ok(Ended { report, failures: [watched, dropped].into_iter().filter_map(Result::err).collect() })
 }
 
 /// A shadow that Postgres takes for a synchronous standby would hold up every commit.

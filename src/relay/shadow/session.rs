@@ -163,14 +163,15 @@ impl Shadow<'_> {
         })
     }
 
-    /// The ids of all rows that the slot does not bring.
+    /// The ids of all rows that the slot does not bring. Over a connection of its own, which goes with its
+    /// transaction when it is stopped or fails: the publication is dropped over the other.
     async fn read_ids(
         &self,
         snapshot: &str,
         id_column: &str,
         comparison: &mut Comparison,
     ) -> Result<(), Failure> {
-        let client = &self.sql.client;
+        let client = Sql::connect(&self.sql.target, &self.sql.host).await?.client;
         client.batch_execute(AS_PGOUTPUT).await?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
