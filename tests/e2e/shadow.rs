@@ -1,5 +1,7 @@
 //! `run --shadow` beside a poller: what both have, and nothing disturbed.
 
+mod verdicts;
+
 use crate::poller::{Poller, Then};
 use crate::refusals::refused;
 use crate::support::{ARTICLE, Ended, Load, Pipeline, Relay, Servers, eventually};

@@ -132,6 +132,18 @@ impl Observer {
             ));
         };
         let deletes = relation.columns.get(id).is_some_and(|column| column.flags & 1 == 1);
+        if marks.is_empty() && !deletes {
+            let (column, schema, table) = (&self.id_column, &*relation.namespace, &*relation.name);
+            return Err(Failure::new(
+                Code::MarkUnclear,
+                format!(
+                    "no column of {schema}.{table} is a mark, and the deletion of a row does not say its `{column}`: \
+                     it is unclear which rows are processed"
+                ),
+                "name the column that the poller sets with --mark-column; for a poller that deletes, ALTER TABLE … \
+                 REPLICA IDENTITY USING INDEX, with a unique index of the id alone, which is NOT NULL",
+            ));
+        }
         Ok(Columns { id, marks, deletes })
     }
 

@@ -83,6 +83,9 @@ fn a_delete_counts_where_it_says_the_id() {
     let mut observer = observer(None);
     assert!(processed(&mut observer, delete()).is_some());
     assert!(processed(&mut observer, update(Some("t"))).is_none(), "nothing is said to be a mark");
+    let refused = observer.take(relation(&COLUMNS, "created_at")).unwrap_err();
+    assert!(refused.remedy.contains("REPLICA IDENTITY"), "{refused:?}");
+    let mut observer = self::observer(Some("processed"));
     observer.take(relation(&COLUMNS, "created_at")).unwrap();
     assert!(processed(&mut observer, delete()).is_none());
 }
