@@ -63,13 +63,17 @@ pub(super) fn run(args: &Shadow, flags: &Flags) -> Ended {
 }
 
 fn differs(report: &Report) -> Failure {
-    let Report { missing, extra, would_be_dead_letters: letters, .. } = report;
+    let Report { missing, extra, would_be_dead_letters: letters, marks, .. } = report;
     let what =
         format!("relay and poller differ: {missing} missing, {extra} extra, {letters} would be dead letters");
     let remedy = match () {
         () if *letters > 0 => {
             "mend outbox.subject (types with dots: {event_type:tokens}), the other keys outbox.*, or the writer; \
              postrider explain tells more of each reason's code"
+        }
+        () if *missing > 0 && marks.is_empty() => {
+            "name the column that the poller sets with --mark-column: none is called processed or processed_at; where \
+             it deletes its rows instead, look in the table why it leaves these"
         }
         () if *missing > 0 => {
             "the relay would publish these: look in the table why the poller does not (processed is NULL, an error in \
@@ -141,6 +145,10 @@ fn human(report: &Report) -> String {
     for example in &report.dead_letter_examples {
         let _ = writeln!(text, "LETTER     {}", printable(example));
     }
+    let _ = match report.marks.is_empty() {
+        true => writeln!(text, "marks      none: processed is what is deleted; --mark-column names a column"),
+        false => writeln!(text, "marks      {}", report.marks.join(", ")),
+    };
     let _ = writeln!(text, "seen       {} events in {:.0} s", report.seen, report.seconds);
     let oldest = report.oldest_pending_seconds.map(|age| format!(", the oldest for {age:.1} s"));
     let reasons: Vec<_> =

@@ -85,14 +85,18 @@ impl Comparison {
         })
     }
 
-    /// A row that was there before the slot; false when no more can be remembered.
-    pub(super) fn there_before(&mut self, id: &str) -> bool {
+    /// Whose marks the report names.
+    pub(super) fn goes_by(&mut self, marks: &[String]) {
+        self.so_far.marks = marks.to_vec();
+    }
+
+    /// A row that was there before the slot.
+    pub(super) fn there_before(&mut self, id: &str) {
         if self.known.len() < self.room.known {
             self.known.there_before(id);
         } else {
             self.so_far.extra_judged = false;
         }
-        self.so_far.extra_judged
     }
 
     pub(super) fn has_lasted(&mut self, seconds: f64) {

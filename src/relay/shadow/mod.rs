@@ -77,6 +77,7 @@ pub async fn watch(
     let marks = mark_columns(config, options, &table)?;
     let mut comparison = Comparison::new(options.grace)
         .map_err(|error| Failure::new(Code::Unexpected, format!("no histogram: {error}"), "report it"))?;
+    comparison.goes_by(&marks);
     let publication = Publication::make(&sql, config, &table, &marks).await?;
     let shadow = Shadow { config, options, sql: &sql, publication: &publication, clock: Clock::default() };
     let watched = shadow.watch(&table, resolved, marks, &mut comparison, &mut stop, progress).await;

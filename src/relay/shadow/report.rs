@@ -8,6 +8,8 @@ use std::time::Duration;
 /// The relay and the poller side by side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
+    /// The columns of which one that is set makes a row processed; none: a row is when it is deleted.
+    pub marks: Vec<String>,
     /// Events that the relay would have got.
     pub seen: u64,
     /// … that the poller has processed too, after the transaction that inserted them.

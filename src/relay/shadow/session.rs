@@ -96,9 +96,16 @@ impl Shadow<'_> {
             table = %self.config.outbox.table,
             preset = %resolved.preset(),
             subject = %resolved.subject(),
-            processed = if marks.is_empty() { "what is deleted".to_owned() } else { marks.join(", ") },
             "watching; nothing is published"
         );
+        match marks.is_empty() {
+            true => {
+                info!("no column is a mark: a row is processed when it is deleted; --mark-column names one")
+            }
+            false => {
+                info!(marks = marks.join(", "), "a row is processed when a mark is set, or it is deleted")
+            }
+        }
         let history = History::first(system.id, system.timeline);
         // No payload is encrypted for nobody.
         let intake = Intake::new(history, self.config.postgres.slot.clone(), table.oid, resolved, None);

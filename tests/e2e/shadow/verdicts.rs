@@ -26,3 +26,27 @@ async fn rows_whose_deletion_does_not_say_their_id_are_refused_where_nothing_els
     let (ended, report) = told(shadow).await;
     assert_eq!((ended.code, counts(&report)), (Some(0), json!([1, 1, 0, 0, 0])), "{}", ended.stderr);
 }
+
+#[tokio::test]
+async fn a_mark_that_cannot_be_read_is_refused_rather_than_taken_for_a_poller_that_deletes() {
+    let pipeline = beside_a_poller(None).await;
+    pipeline.execute("ALTER TABLE outbox DROP COLUMN processed, ADD COLUMN processed smallint").await;
+    let article = ["run", "--shadow", "--outbox-preset", "article"];
+    refused(&pipeline.postrider(&article).await, (2, "PR0117", "--mark-column"));
+    assert_eq!(left(&pipeline).await, "0/0");
+}
+
+#[tokio::test]
+async fn where_no_column_is_a_mark_missing_rows_lead_to_mark_column() {
+    let pipeline = beside_a_poller(None).await;
+    pipeline.execute("ALTER TABLE outbox RENAME COLUMN processed TO done").await;
+    let shadow = watching(&pipeline, &["--outbox-preset", "article", "--grace", "1s", "--count", "1"]).await;
+    assert!(shadow.stderr().contains("no column is a mark"), "{}", shadow.stderr());
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    pipeline.execute("UPDATE outbox SET done = true; INSERT INTO outbox (event_type) VALUES ('b')").await;
+    pipeline.execute("DELETE FROM outbox WHERE id = 2").await;
+    let (ended, report) = told(shadow).await;
+    refused(&ended, (6, "PR0645", "--mark-column"));
+    assert_eq!((&report["missing_ids"], &report["marks"]), (&json!(["1"]), &json!([])));
+}
