@@ -101,6 +101,15 @@ impl MarkColumn {
         Ok(all)
     }
 
+    /// The condition on a row `o` for being marked in any of these columns; it is never null.
+    #[must_use]
+    pub fn any_is_set(columns: &[MarkColumn]) -> String {
+        if columns.is_empty() {
+            return "false".to_owned();
+        }
+        format!("({})", columns.iter().map(MarkColumn::is_set).collect::<Vec<_>>().join(" OR "))
+    }
+
     /// The condition on a row `o` for being marked.
     #[must_use]
     pub fn is_set(&self) -> String {

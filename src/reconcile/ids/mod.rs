@@ -83,7 +83,6 @@ impl<'a> Ids<'a> {
         let outbox = &config.outbox.table;
         let marks = MarkColumn::all(config.care.mark_column.as_deref(), &table.columns);
         let marks = marks.map_err(|no_mark| no_mark.unclear(outbox))?;
-        let marked: Vec<_> = marks.iter().map(MarkColumn::is_set).collect();
         Ok(Ids {
             sql,
             config,
@@ -94,7 +93,7 @@ impl<'a> Ids<'a> {
             },
             id_column: resolved.id_column().to_owned(),
             created_at: resolved.created_at_column().filter(|name| has(name)).map(str::to_owned),
-            processed: if marked.is_empty() { "false".to_owned() } else { marked.join(" OR ") },
+            processed: MarkColumn::any_is_set(&marks),
         })
     }
 
@@ -123,7 +122,7 @@ impl<'a> Ids<'a> {
             }
         }
         if !rows.processed {
-            let _ = write!(condition, " AND NOT ({})", self.processed);
+            let _ = write!(condition, " AND NOT {}", self.processed);
         }
         Ok(condition)
     }

@@ -6,7 +6,7 @@ impl Ids<'_> {
     /// Takes the ids of the rows: the end of the WAL, before which all of them were committed.
     pub(in super::super) async fn take_rows(&self, since: Option<Timestamp>) -> Result<Lsn, Failure> {
         let statement = format!(
-            "INSERT INTO pg_temp.postrider_rows SELECT {}, ({}) FROM {} AS o WHERE {}",
+            "INSERT INTO pg_temp.postrider_rows SELECT {}, {} FROM {} AS o WHERE {}",
             self.id(),
             self.processed,
             self.source,

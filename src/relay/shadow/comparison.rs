@@ -17,7 +17,7 @@
 
 use super::observer::{Inserted, Moment};
 use super::report::{Latencies, Quantiles, Report};
-use crate::outbox::Reason;
+use crate::outbox::{MarkColumn, Reason};
 use crate::postgres::timestamp::Timestamp;
 use hdrhistogram::{CreationError, Histogram};
 use std::collections::hash_map::{Entry, RandomState};
@@ -53,7 +53,7 @@ pub(super) struct Comparison {
     under_way: HashMap<Box<str>, Moment>,
     under_way_bytes: usize,
     known: Known,
-    /// Commit of the poller's last statement that processed a row.
+    /// Commit of the poller's last statement that processed a row for the first time.
     last_processed: Option<Timestamp>,
     /// Commit of the latest row that it has processed.
     furthest: Option<Timestamp>,
@@ -86,13 +86,15 @@ impl Comparison {
     }
 
     /// Whose marks the report names.
-    pub(super) fn goes_by(&mut self, marks: &[String]) {
-        self.so_far.marks = marks.to_vec();
+    pub(super) fn goes_by(&mut self, marks: &[MarkColumn]) {
+        self.so_far.marks = marks.iter().map(|mark| mark.name.clone()).collect();
     }
 
-    /// A row that was there before the slot.
-    pub(super) fn there_before(&mut self, id: &str) {
-        if self.known.len() < self.room.known {
+    /// A row that was there before the slot, processed already or not.
+    pub(super) fn there_before(&mut self, id: &str, processed: bool) {
+        if processed {
+            self.remember(id);
+        } else if self.known.len() < self.room.known {
             self.known.there_before(id);
         } else {
             self.so_far.extra_judged = false;
@@ -138,10 +140,10 @@ impl Comparison {
 
     /// A row was marked or deleted.
     pub(super) fn processed(&mut self, id: &str, by: Moment) {
-        self.last_processed = Some(by.committed);
         let Some((key, inserted)) = self.under_way.remove_entry(id) else {
-            return self.not_under_way(id);
+            return self.not_under_way(id, by);
         };
+        self.last_processed = Some(by.committed);
         self.under_way_bytes -= key.len() + ENTRY_BYTES;
         self.remember(id);
         if inserted.commit_lsn == by.commit_lsn {
@@ -153,9 +155,13 @@ impl Comparison {
         record(&mut self.poller, inserted.committed, by.committed);
     }
 
-    fn not_under_way(&mut self, id: &str) {
+    fn not_under_way(&mut self, id: &str, by: Moment) {
         match self.known.processed_again(id) {
-            Some(Again::Earlier) => self.so_far.earlier += 1,
+            Some(Again::Earlier) => {
+                self.last_processed = Some(by.committed);
+                self.so_far.earlier += 1;
+            }
+            // Perhaps a clean-up of old rows, which may go on though the poller does not.
             Some(Again::Done) => {}
             None if self.so_far.extra_judged => {
                 self.so_far.extra += 1;
@@ -225,9 +231,9 @@ struct Known {
 
 /// What is known of a row that is processed and not under way.
 enum Again {
-    /// It was there before the slot.
+    /// It was there before the slot, and not processed.
     Earlier,
-    /// It was processed already, or was not compared.
+    /// It was processed already, perhaps before the slot, or was not compared.
     Done,
 }
 

@@ -102,12 +102,11 @@ async fn commits_do_not_wait(sql: &Sql) -> Result<(), Failure> {
     ))
 }
 
-/// The names of the columns that the poller may mark; none where it deletes.
-fn mark_columns(config: &Config, options: &Options, table: &Table) -> Result<Vec<String>, Failure> {
+/// The columns that the poller may mark; none where it deletes.
+fn mark_columns(config: &Config, options: &Options, table: &Table) -> Result<Vec<MarkColumn>, Failure> {
     let found = match &options.mark_column {
         Some(named) => MarkColumn::named(named, &table.columns).map(|column| vec![column]),
         None => MarkColumn::all(config.care.mark_column.as_deref(), &table.columns),
     };
-    let found = found.map_err(|no_mark| no_mark.unclear(&config.outbox.table))?;
-    Ok(found.into_iter().map(|column| column.name).collect())
+    found.map_err(|no_mark| no_mark.unclear(&config.outbox.table))
 }

@@ -12,6 +12,7 @@
 
 use crate::config::Config;
 use crate::error::{Code, Failure};
+use crate::outbox::MarkColumn;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
 use postgres_protocol::escape::escape_identifier;
@@ -40,7 +41,7 @@ impl Publication {
         sql: &Sql,
         config: &Config,
         table: &Table,
-        marks: &[String],
+        marks: &[MarkColumn],
     ) -> Result<Publication, Failure> {
         let outbox = config.outbox.table.to_string();
         if !lock(sql, table.oid).await? {
@@ -52,7 +53,7 @@ impl Publication {
             ));
         }
         sweep(sql, table.oid).await?;
-        let update = marks.iter().map(|mark| escape_identifier(mark));
+        let update = marks.iter().map(|mark| escape_identifier(&mark.name));
         let update = update.map(|mark| format!("EXPLAIN UPDATE {outbox} SET {mark} = {mark};"));
         let publication = Publication {
             name: format!("{PREFIX}{}", table.oid),

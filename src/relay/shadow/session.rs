@@ -9,7 +9,7 @@ use crate::config::{Config, Oversize};
 use crate::delivery::history::History;
 use crate::error::{Code, Failure};
 use crate::nats::limits::Limits;
-use crate::outbox::Resolved;
+use crate::outbox::{MarkColumn, Resolved};
 use crate::postgres::client::{AS_PGOUTPUT, Sql};
 use crate::postgres::error::Error;
 use crate::postgres::lsn::Lsn;
@@ -80,7 +80,7 @@ impl Shadow<'_> {
         &self,
         table: &Table,
         resolved: Resolved,
-        marks: Vec<String>,
+        marks: Vec<MarkColumn>,
         comparison: &mut Comparison,
         stop: &mut watch::Receiver<bool>,
         progress: impl FnMut(&Report),
@@ -90,7 +90,7 @@ impl Shadow<'_> {
         self.clock.set(self.sql, &clock).await?;
         let (stream, system) = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            begun = self.begin(&id_column, comparison) => begun?,
+            begun = self.begin(&id_column, &marks, comparison) => begun?,
         };
         info!(
             table = %self.config.outbox.table,
@@ -98,19 +98,17 @@ impl Shadow<'_> {
             subject = %resolved.subject(),
             "watching; nothing is published"
         );
-        match marks.is_empty() {
-            true => {
-                info!("no column is a mark: a row is processed when it is deleted; --mark-column names one")
-            }
-            false => {
-                info!(marks = marks.join(", "), "a row is processed when a mark is set, or it is deleted")
-            }
+        let names: Vec<_> = marks.into_iter().map(|mark| mark.name).collect();
+        if names.is_empty() {
+            info!("no column is a mark: a row is processed when it is deleted; --mark-column names one");
+        } else {
+            info!(marks = names.join(", "), "a row is processed when a mark is set, or it is deleted");
         }
         let history = History::first(system.id, system.timeline);
         // No payload is encrypted for nobody.
         let intake = Intake::new(history, self.config.postgres.slot.clone(), table.oid, resolved, None);
         let limits = Limits::without_server(self.config.delivery.oversize == Oversize::ObjectStore);
-        let mut observer = Observer::new(intake, table.oid, id_column, marks, limits);
+        let mut observer = Observer::new(intake, table.oid, id_column, names, limits);
         let mut following =
             Following { shadow: self, comparison, observer: &mut observer, stream, seen: Lsn::ZERO };
         let ended = following.follow(&clock, stop, progress).await;
@@ -122,6 +120,7 @@ impl Shadow<'_> {
     async fn begin(
         &self,
         id_column: &str,
+        marks: &[MarkColumn],
         comparison: &mut Comparison,
     ) -> Result<(ReplicationStream, System), Failure> {
         let target = self.config.postgres.database.resolve_again()?;
@@ -139,7 +138,7 @@ impl Shadow<'_> {
             Ok(beginning) => beginning,
             Err(error) => return Err(self.no_slot(error).await?),
         };
-        self.read_ids(&beginning.snapshot, id_column, comparison).await?;
+        self.read_ids(&beginning.snapshot, id_column, marks, comparison).await?;
         connection.query("SET lock_timeout = 0").await?;
         connection.start_replication(&slot, Lsn::ZERO, &self.publication.name).await?;
         Ok((connection.into_stream(), system))
@@ -176,6 +175,7 @@ impl Shadow<'_> {
         &self,
         snapshot: &str,
         id_column: &str,
+        marks: &[MarkColumn],
         comparison: &mut Comparison,
     ) -> Result<(), Failure> {
         let client = Sql::connect(&self.sql.target, &self.sql.host).await?.client;
@@ -188,14 +188,15 @@ impl Shadow<'_> {
         client.batch_execute(&begin).await?;
         let id = escape_identifier(id_column);
         let query = format!(
-            "SELECT format('%s', {id}) FROM {} WHERE {id} IS NOT NULL LIMIT {}",
+            "SELECT format('%s', o.{id}), {} FROM {} AS o WHERE o.{id} IS NOT NULL LIMIT {}",
+            MarkColumn::any_is_set(marks),
             self.config.outbox.table,
             KNOWN_MAX + 1
         );
         let doing = |error: tokio_postgres::Error| Failure::from(error).context("read the ids of the outbox");
         let mut rows = pin!(client.query_raw(&query, [] as [&str; 0]).await.map_err(doing)?);
         while let Some(row) = rows.try_next().await.map_err(doing)? {
-            comparison.there_before(row.get(0));
+            comparison.there_before(row.get(0), row.get(1));
         }
         Ok(client.batch_execute("COMMIT").await?)
     }

@@ -50,3 +50,19 @@ async fn where_no_column_is_a_mark_missing_rows_lead_to_mark_column() {
     refused(&ended, (6, "PR0645", "--mark-column"));
     assert_eq!((&report["missing_ids"], &report["marks"]), (&json!(["1"]), &json!([])));
 }
+
+#[tokio::test]
+async fn a_clean_up_of_old_rows_is_no_sign_of_a_poller_that_lives() {
+    let pipeline = beside_a_poller(None).await;
+    let old = "INSERT INTO outbox (event_type, processed) SELECT 'old', true FROM generate_series(1, 9)";
+    pipeline.execute(old).await;
+    let shadow = watching(&pipeline, &["--grace", "2s"]).await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
+    for id in 1..=9 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        pipeline.execute(&format!("DELETE FROM outbox WHERE id = {id}")).await;
+    }
+    let (ended, report) = stopped(shadow).await;
+    refused(&ended, (6, "PR0645", "the poller does not"));
+    assert_eq!((counts(&report), &report["earlier"]), (json!([1, 0, 0, 1, 0]), &json!(0)), "{report}");
+}

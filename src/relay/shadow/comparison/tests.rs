@@ -74,9 +74,22 @@ fn rows_are_missing_once_the_poller_has_stood_still_for_the_grace() {
     assert_eq!(counts(&comparison.judge(at(59).committed)), [1, 0, 1, 0, 0]);
     assert_eq!(counts(&comparison.judge(at(60).committed)), [1, 0, 0, 1, 0]);
     // Earlier rows keep it busy.
-    comparison.there_before("old");
+    comparison.there_before("old", false);
     comparison.processed("old", at(50));
     assert_eq!(counts(&comparison.judge(at(60).committed)), [1, 0, 1, 0, 0]);
+}
+
+#[test]
+fn what_is_done_to_rows_that_were_processed_before_is_no_work_of_the_poller() {
+    let mut comparison = comparison();
+    insert(&mut comparison, "a", 0);
+    comparison.processed("a", at(1));
+    insert(&mut comparison, "b", 0);
+    comparison.there_before("old", true);
+    comparison.processed("old", at(50));
+    comparison.processed("a", at(55));
+    let report = comparison.judge(at(61).committed);
+    assert_eq!((counts(&report), report.earlier), ([2, 1, 0, 1, 0], 0));
 }
 
 #[test]
@@ -96,7 +109,7 @@ fn a_row_that_its_own_transaction_has_processed_is_missing() {
 #[test]
 fn rows_from_before_and_rows_that_are_touched_again_are_not_extra() {
     let mut comparison = comparison();
-    comparison.there_before("old");
+    comparison.there_before("old", false);
     insert(&mut comparison, "new", 1);
     for id in ["old", "new", "old", "new"] {
         comparison.processed(id, at(3));
@@ -137,9 +150,9 @@ fn what_cannot_be_remembered_is_counted_and_nothing_is_called_extra_for_it() {
     }
     let report = comparison.judge(at(2).committed);
     assert_eq!((counts(&report), report.uncompared, report.extra_judged), ([2, 1, 0, 0, 0], 1, true));
-    comparison.there_before("c");
+    comparison.there_before("c", false);
     assert!(comparison.judge(at(2).committed).extra_judged);
-    comparison.there_before("d");
+    comparison.there_before("d", true);
     comparison.processed("d", at(3));
     let report = comparison.judge(at(3).committed);
     assert_eq!((report.extra, report.extra_judged), (0, false));
