@@ -23,14 +23,22 @@ async fn beside_a_poller(postgres: Option<u32>) -> Pipeline {
     pipeline
 }
 
-/// Runs it and waits until it watches.
-async fn watching(pipeline: &Pipeline, arguments: &[&str]) -> Relay {
-    let mut shadow = pipeline.spawn(&[&["run", "--shadow", "--json"], arguments].concat());
+fn begun(pipeline: &Pipeline, arguments: &[&str]) -> Relay {
+    pipeline.spawn(&[&["run", "--shadow", "--json"], arguments].concat())
+}
+
+async fn watches(shadow: &mut Relay) {
     eventually("the shadow watches", async || {
         assert!(shadow.is_running(), "{}", shadow.stderr());
         shadow.stderr().contains("nothing is published").then_some(())
     })
     .await;
+}
+
+/// Runs it and waits until it watches.
+async fn watching(pipeline: &Pipeline, arguments: &[&str]) -> Relay {
+    let mut shadow = begun(pipeline, arguments);
+    watches(&mut shadow).await;
     shadow
 }
 
@@ -280,14 +288,14 @@ async fn an_owner_who_may_replicate_suffices_and_what_he_cannot_drop_is_said() {
 }
 
 /// So many ids of 8 kB that the shadow is a while at reading them, and the shadow that is at it.
-async fn reading_ids(pipeline: &Pipeline) -> Relay {
+async fn reading_ids(pipeline: &Pipeline, arguments: &[&str]) -> Relay {
     pipeline
         .execute(
             "ALTER TABLE outbox ALTER COLUMN id DROP DEFAULT, ALTER COLUMN id TYPE text; \
              INSERT INTO outbox SELECT repeat('x', 8000) || n, 'a', '{}' FROM generate_series(1, 60000) AS n",
         )
         .await;
-    let shadow = pipeline.spawn(&["run", "--shadow", "--json"]);
+    let shadow = begun(pipeline, arguments);
     eventually("it reads the ids", async || {
         (pipeline.ask(&format!("SELECT count(*) FROM {READS}")).await == "1").then_some(())
     })
@@ -301,7 +309,7 @@ const READS: &str = "pg_stat_activity WHERE query LIKE 'SELECT format(''%s''%' A
 #[tokio::test]
 async fn a_shadow_that_is_stopped_while_it_reads_the_ids_leaves_nothing() {
     let pipeline = beside_a_poller(None).await;
-    let (ended, _) = stopped(reading_ids(&pipeline).await).await;
+    let (ended, _) = stopped(reading_ids(&pipeline, &[]).await).await;
     assert!(!ended.stderr.contains("nothing is published"), "it was through: {}", ended.stderr);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     nothing_left(&pipeline).await;
@@ -310,7 +318,7 @@ async fn a_shadow_that_is_stopped_while_it_reads_the_ids_leaves_nothing() {
 #[tokio::test]
 async fn a_shadow_that_cannot_read_the_ids_leaves_nothing() {
     let pipeline = beside_a_poller(None).await;
-    let shadow = reading_ids(&pipeline).await;
+    let shadow = reading_ids(&pipeline, &[]).await;
     pipeline.execute(&format!("SELECT pg_cancel_backend(pid) FROM {READS}")).await;
     let (ended, _) = told(shadow).await;
     refused(&ended, (3, "PR0202", ""));

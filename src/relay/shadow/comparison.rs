@@ -53,6 +53,8 @@ pub(super) struct Comparison {
     under_way: HashMap<Box<str>, Moment>,
     under_way_bytes: usize,
     known: Known,
+    /// What was committed before waited for the shadow, and says nothing of the relay's latency.
+    reads_since: Timestamp,
     /// Commit of the poller's last statement that processed a row for the first time.
     last_processed: Option<Timestamp>,
     /// Commit of the latest row that it has processed.
@@ -76,6 +78,7 @@ impl Comparison {
             under_way: HashMap::new(),
             under_way_bytes: 0,
             known: Known::default(),
+            reads_since: Timestamp(i64::MIN),
             last_processed: None,
             furthest: None,
             postrider: Histogram::new_with_bounds(1, LATENCY_MAX, 3)?,
@@ -88,6 +91,11 @@ impl Comparison {
     /// Whose marks the report names.
     pub(super) fn goes_by(&mut self, marks: &[MarkColumn]) {
         self.so_far.marks = marks.iter().map(|mark| mark.name.clone()).collect();
+    }
+
+    /// The log is read from now on.
+    pub(super) fn begins(&mut self, now: Timestamp) {
+        self.reads_since = now;
     }
 
     /// A row that was there before the slot, processed already or not.
@@ -113,7 +121,9 @@ impl Comparison {
     pub(super) fn inserted(&mut self, inserted: Inserted, ready: Timestamp) {
         let Inserted { id, moment, marked, poison } = inserted;
         self.so_far.seen += 1;
-        record(&mut self.postrider, moment.committed, ready);
+        if moment.committed >= self.reads_since {
+            record(&mut self.postrider, moment.committed, ready);
+        }
         if let Some(poison) = poison {
             self.letters.entry(poison.reason).or_insert((0, poison.message)).0 += 1;
         }

@@ -56,7 +56,8 @@ impl Report {
 /// Of both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Latencies {
-    /// Until an event is decoded and mapped: publishing it adds the round trip to NATS.
+    /// Until an event is decoded and mapped: publishing it adds the round trip to NATS. Of what was committed since
+    /// the log is read.
     pub postrider: Quantiles,
     /// Until the poller's transaction commits that marks or deletes the row.
     pub poller: Quantiles,

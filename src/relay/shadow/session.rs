@@ -140,6 +140,7 @@ impl Shadow<'_> {
         };
         self.read_ids(&beginning.snapshot, id_column, marks, comparison).await?;
         connection.query("SET lock_timeout = 0").await?;
+        comparison.begins(self.clock.now());
         connection.start_replication(&slot, Lsn::ZERO, &self.publication.name).await?;
         Ok((connection.into_stream(), system))
     }

@@ -66,3 +66,17 @@ async fn a_clean_up_of_old_rows_is_no_sign_of_a_poller_that_lives() {
     refused(&ended, (6, "PR0645", "the poller does not"));
     assert_eq!((counts(&report), &report["earlier"]), (json!([1, 0, 0, 1, 0]), &json!(0)), "{report}");
 }
+
+#[tokio::test]
+async fn rows_that_are_written_while_the_ids_are_read_say_nothing_of_the_relays_latency() {
+    let pipeline = beside_a_poller(None).await;
+    let mut shadow = reading_ids(&pipeline, &["--count", "2"]).await;
+    pipeline.execute("INSERT INTO outbox (id, event_type, payload) VALUES ('early', 'a', '{}')").await;
+    watches(&mut shadow).await;
+    pipeline.execute("INSERT INTO outbox (id, event_type, payload) VALUES ('late', 'a', '{}')").await;
+    pipeline.execute("UPDATE outbox SET processed = true WHERE id IN ('early', 'late')").await;
+    let (ended, report) = told(shadow).await;
+    assert_eq!((ended.code, counts(&report)), (Some(0), json!([2, 2, 0, 0, 0])), "{}", ended.stderr);
+    let max = |of: &str| report["latency_ms"][of]["max"].as_f64().unwrap();
+    assert!(max("postrider") < max("poller") / 4.0, "{report}");
+}

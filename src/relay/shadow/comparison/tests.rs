@@ -36,6 +36,19 @@ fn a_row_that_both_have_is_compared_with_both_latencies() {
 }
 
 #[test]
+fn what_waited_for_the_shadow_says_nothing_of_the_relays_latency() {
+    let mut comparison = comparison();
+    comparison.begins(at(10).committed);
+    let waited = Inserted { id: Some(Text::from("a")), moment: at(2), marked: false, poison: None };
+    comparison.inserted(waited, at(10).committed);
+    insert(&mut comparison, "b", 10);
+    comparison.processed("a", at(11));
+    let latencies = comparison.judge(at(11).committed).latency_ms;
+    assert!(latencies.postrider.max.unwrap() < 1.0, "{latencies:?}");
+    assert!((latencies.poller.max.unwrap() - 9000.0).abs() < 9.0, "{latencies:?}");
+}
+
+#[test]
 fn a_row_that_waits_is_pending_as_long_as_the_poller_works_off_what_is_before_it() {
     let mut comparison = comparison();
     for second in 0..300 {
