@@ -4,7 +4,7 @@
 use crate::language::Language;
 use crate::shop::{Program, Shop};
 use crate::support::{Message, eventually};
-use crate::{key_file, long_note};
+use crate::{key_files, long_note};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::io::Write;
@@ -44,8 +44,8 @@ async fn deliver(program: &mut Program, answered: &mut usize, lines: &[String]) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shop_of_java_sells_exactly_its_stock_though_each_event_is_delivered_twice() {
     const ORDERS: usize = 101;
-    let keys = key_file();
-    let shop = Shop::open(Language::Java, &[("tea", 60), ("cup", 15)], Some(keys.path())).await;
+    let keys = key_files();
+    let shop = Shop::open(Language::Java, &[("tea", 60), ("cup", 15)], Some(&keys)).await;
     let few = (0..50).flat_map(|_| ["tea 1 für Ännchen", "cup 1"]).map(str::to_owned);
     shop.place(std::iter::once(format!("tea 12 {}", long_note())).chain(few)).await;
     let mut deliver_java = shop.consumer();

@@ -156,11 +156,16 @@ async fn consumers_of_each_language_keep_order_per_key_in_parallel() {
     }
 }
 
-fn key_file() -> NamedTempFile {
-    let file = NamedTempFile::new().unwrap();
+/// The key files of relay and consumers: the same keys, of which the relay uses its first. To a consumer the first
+/// is no better than the others.
+fn key_files() -> [NamedTempFile; 2] {
     let line = |id: &str, byte: u8| format!("{id} {}\n", STANDARD.encode([byte; 32]));
-    std::fs::write(file.path(), format!("# in use\n{}\n{}", line("new", 2), line("old", 1))).unwrap();
-    file
+    let (new, old) = (line("new", 2), line("old", 1));
+    [format!("# in use\n{new}\n{old}"), format!("# in use\n{old}\n{new}")].map(|lines| {
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines).unwrap();
+        file
+    })
 }
 
 /// Larger than a message may be.
@@ -169,8 +174,8 @@ fn long_note() -> String {
 }
 
 async fn opens_encrypted(language: Language) {
-    let keys = key_file();
-    let shop = Shop::open(language, &[("tea", 3)], Some(keys.path())).await;
+    let keys = key_files();
+    let shop = Shop::open(language, &[("tea", 3)], Some(&keys)).await;
     let _consumer = shop.consumer();
     shop.place(["tea 1 für Ännchen".to_owned(), format!("tea 1 {}", long_note()), "tea 2".to_owned()]).await;
     assert_eq!(shop.sold_exactly(3).await, 2, "{language:?}");

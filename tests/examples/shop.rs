@@ -31,8 +31,12 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// With `stock`, and with payloads encrypted where there is a key file.
-    pub(crate) async fn open(language: Language, stock: &[(&str, i32)], keys: Option<&Path>) -> Shop {
+    /// With `stock`, and with payloads encrypted where there are key files, of the relay and of the consumers.
+    pub(crate) async fn open(
+        language: Language,
+        stock: &[(&str, i32)],
+        keys: Option<&[NamedTempFile; 2]>,
+    ) -> Shop {
         let mut pipeline = Pipeline::on(Servers::default()).await;
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         pipeline.set("POSTRIDER_CONFIG", &examples.join("postrider.toml").to_string_lossy());
@@ -45,9 +49,9 @@ impl Shop {
             ("NATS_URL".to_owned(), pipeline.nats.url()),
             ("ACK_WAIT".to_owned(), ACK_WAIT.to_owned()),
         ]);
-        if let Some(keys) = keys.map(Path::to_string_lossy) {
-            pipeline.set("POSTRIDER_ENCRYPT_KEY_FILE", &keys);
-            environment.insert("KEY_FILE".to_owned(), keys.into_owned());
+        if let Some([relay, consumers]) = keys.map(|keys| keys.each_ref().map(NamedTempFile::path)) {
+            pipeline.set("POSTRIDER_ENCRYPT_KEY_FILE", &relay.to_string_lossy());
+            environment.insert("KEY_FILE".to_owned(), consumers.to_string_lossy().into_owned());
         }
         pipeline.execute(include_str!("../../examples/shop.sql")).await;
         let sql = pipeline.sql().await;
