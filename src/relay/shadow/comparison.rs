@@ -10,7 +10,8 @@
 //!
 //! A poller that lags is no poller that forgets. A row that waits is missing only when the poller has
 //! gone past it (it has processed a row that was committed later by the grace) or has processed
-//! nothing at all for the grace; a backlog that is worked off in order is pending, however old.
+//! nothing at all for the grace, by the times of the log and up to where it is read; a backlog that is
+//! worked off in order is pending, however old.
 //!
 //! Both memories are bounded: ids under way by their bytes, known ones by their number. What does not
 //! fit is counted as not compared, and `extra` is not judged any more, which the report says.
@@ -53,6 +54,8 @@ pub(super) struct Comparison {
     under_way: HashMap<Box<str>, Moment>,
     under_way_bytes: usize,
     known: Known,
+    /// Whatever was committed before this moment is read.
+    read_to: Timestamp,
     /// What was committed before waited for the shadow, and says nothing of the relay's latency.
     reads_since: Timestamp,
     /// Commit of the poller's last statement that processed a row for the first time.
@@ -78,6 +81,7 @@ impl Comparison {
             under_way: HashMap::new(),
             under_way_bytes: 0,
             known: Known::default(),
+            read_to: Timestamp(i64::MIN),
             reads_since: Timestamp(i64::MIN),
             last_processed: None,
             furthest: None,
@@ -96,6 +100,11 @@ impl Comparison {
     /// The log is read from now on.
     pub(super) fn begins(&mut self, now: Timestamp) {
         self.reads_since = now;
+    }
+
+    /// The log is read up to what was committed then.
+    pub(super) fn has_read_to(&mut self, moment: Timestamp) {
+        self.read_to = self.read_to.max(moment);
     }
 
     /// A row that was there before the slot, processed already or not.
@@ -121,6 +130,7 @@ impl Comparison {
     pub(super) fn inserted(&mut self, inserted: Inserted, ready: Timestamp) {
         let Inserted { id, moment, marked, poison } = inserted;
         self.so_far.seen += 1;
+        self.has_read_to(moment.committed);
         if moment.committed >= self.reads_since {
             record(&mut self.postrider, moment.committed, ready);
         }
@@ -150,6 +160,7 @@ impl Comparison {
 
     /// A row was marked or deleted.
     pub(super) fn processed(&mut self, id: &str, by: Moment) {
+        self.has_read_to(by.committed);
         let Some((key, inserted)) = self.under_way.remove_entry(id) else {
             return self.not_under_way(id, by);
         };
@@ -196,8 +207,10 @@ impl Comparison {
         }
     }
 
-    /// The verdict at `now`, by Postgres's clock.
-    pub(super) fn judge(&self, now: Timestamp) -> Report {
+    /// The verdict at the moment up to which the log is read. By the clock, a shadow that reads late would call
+    /// missing what the poller has done in time.
+    pub(super) fn judge(&self) -> Report {
+        let now = self.read_to;
         let mut report = self.so_far.clone();
         let mut missing: Vec<(Moment, &str)> = Vec::new();
         let mut oldest: Option<Timestamp> = None;

@@ -81,7 +81,7 @@ pub async fn watch(
     let publication = Publication::make(&sql, config, &table, &marks).await?;
     let shadow = Shadow { config, options, sql: &sql, publication: &publication, clock: Clock::default() };
     let watched = shadow.watch(&table, resolved, marks, &mut comparison, &mut stop, progress).await;
-    let report = shadow.report(&comparison);
+    let report = comparison.judge();
     let dropped = publication.drop(&sql, config).await;
     Ok(Ended { report, failures: [watched, dropped].into_iter().filter_map(Result::err).collect() })
 }

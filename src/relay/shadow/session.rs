@@ -28,8 +28,8 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_postgres::Statement;
 use tracing::info;
 
-/// Between two looks at the clock and at whether the publication does no harm.
-const TEND_APART: Duration = Duration::from_secs(5);
+/// Between two looks at whether the shadow does no harm: so many at the clock.
+const TEND_APART: u32 = 5;
 
 /// A few small questions take milliseconds; a server that needs so long is as good as away.
 const ANSWERS_MAX: Duration = Duration::from_secs(30);
@@ -39,11 +39,13 @@ const TICK: Duration = Duration::from_secs(1);
 /// The walsender's patience is 30 s.
 const STATUS_APART: Duration = Duration::from_secs(5);
 
-/// Postgres's clock, by ours.
+/// Postgres's clock, by ours, and where its log ended.
 #[derive(Default)]
 pub(super) struct Clock {
     /// Microseconds by which ours is behind.
     behind: Cell<i64>,
+    /// Whatever was committed before that moment lies before that place.
+    end: Cell<(Timestamp, Lsn)>,
 }
 
 impl Clock {
@@ -54,9 +56,12 @@ impl Clock {
     /// It may be wrong by half of the round trip.
     async fn set(&self, sql: &Sql, clock: &Statement) -> Result<(), Failure> {
         let asked = Timestamp::now().0;
-        let theirs = Timestamp::from_system_time(sql.client.query_one(clock, &[]).await?.get(0)).0;
-        let ours = asked + (Timestamp::now().0 - asked) / 2;
-        self.behind.set(theirs.saturating_sub(ours));
+        let row = sql.client.query_one(clock, &[]).await?;
+        let (theirs, ours) =
+            (Timestamp::from_system_time(row.get(0)), asked + (Timestamp::now().0 - asked) / 2);
+        self.behind.set(theirs.0.saturating_sub(ours));
+        let flushed = row.get::<_, &str>(1).parse().map_err(|error| Error::Protocol(format!("{error}")))?;
+        self.end.set((theirs, flushed));
         Ok(())
     }
 }
@@ -71,10 +76,6 @@ pub(super) struct Shadow<'a> {
 }
 
 impl Shadow<'_> {
-    pub(super) fn report(&self, comparison: &Comparison) -> Report {
-        comparison.judge(self.clock.now())
-    }
-
     /// Reads until there is enough, or until asked to stop.
     pub(super) async fn watch(
         &self,
@@ -86,7 +87,8 @@ impl Shadow<'_> {
         progress: impl FnMut(&Report),
     ) -> Result<(), Failure> {
         let id_column = resolved.id_column().to_owned();
-        let clock = self.sql.client.prepare("SELECT clock_timestamp()").await?;
+        let clock =
+            self.sql.client.prepare("SELECT clock_timestamp(), pg_current_wal_flush_lsn()::text").await?;
         self.clock.set(self.sql, &clock).await?;
         let (stream, system) = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
@@ -202,13 +204,17 @@ impl Shadow<'_> {
         Ok(client.batch_execute("COMMIT").await?)
     }
 
-    /// Keeps the clock, and looks that the publication does no harm. Comes back with what went wrong.
+    /// Keeps the clock, and looks that the shadow does no harm. Comes back with what went wrong.
     async fn tend(&self, clock: &Statement) -> Failure {
         let outbox = self.config.outbox.table.to_string();
+        let mut looks: u32 = 0;
         loop {
-            sleep(TEND_APART).await;
+            sleep(TICK).await;
+            looks = looks.wrapping_add(1);
             let tending = async {
-                self.publication.still_harmless(self.sql, &outbox).await?;
+                if looks.is_multiple_of(TEND_APART) {
+                    self.publication.still_harmless(self.sql, &outbox).await?;
+                }
                 self.clock.set(self.sql, clock).await
             };
             match timeout(ANSWERS_MAX, tending).await {
@@ -241,6 +247,10 @@ impl Following<'_, '_> {
         let (began, mut reported) = (Instant::now(), Instant::now());
         let mut ticks = interval(TICK);
         loop {
+            let (moment, end) = shadow.clock.end.get();
+            if self.seen >= end {
+                self.comparison.has_read_to(moment);
+            }
             let seconds = began.elapsed().as_secs_f64();
             self.comparison.has_lasted((seconds * 1e3).round() / 1e3);
             let enough = options.count.is_some_and(|count| self.comparison.compared() >= count);
@@ -252,11 +262,13 @@ impl Following<'_, '_> {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
                 failure = &mut tending => return Err(failure),
                 _ = ticks.tick() => {
-                    if reported.elapsed() >= STATUS_APART {
-                        self.stream.send_status(self.seen, self.seen, false).await?;
+                    // An idle server says how far it has read only when it is asked.
+                    let behind = self.seen < end;
+                    if behind || reported.elapsed() >= STATUS_APART {
+                        self.stream.send_status(self.seen, self.seen, behind).await?;
                         reported = Instant::now();
                     }
-                    progress(&shadow.report(self.comparison));
+                    progress(&self.comparison.judge());
                 }
                 received = self.stream.next() => self.take_all(received.map_err(reading)?).await?,
             }

@@ -80,3 +80,34 @@ async fn rows_that_are_written_while_the_ids_are_read_say_nothing_of_the_relays_
     let max = |of: &str| report["latency_ms"][of]["max"].as_f64().unwrap();
     assert!(max("postrider") < max("poller") / 4.0, "{report}");
 }
+
+#[tokio::test]
+async fn a_row_that_nobody_processes_is_missing_also_where_nothing_else_is_committed() {
+    let pipeline = beside_a_poller(None).await;
+    let shadow = watching(&pipeline, &["--grace", "2s", "--seconds", "6"]).await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
+    let (ended, report) = told(shadow).await;
+    refused(&ended, (6, "PR0645", "the poller does not"));
+    assert_eq!(counts(&report), json!([1, 0, 0, 1, 0]));
+}
+
+#[tokio::test]
+async fn a_shadow_that_reads_late_calls_nothing_missing_that_was_done_in_time() {
+    const GRACE: Duration = Duration::from_secs(2);
+    let pipeline = beside_a_poller(None).await;
+    let mut shadow = watching(&pipeline, &["--grace", "2s"]).await;
+    pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
+    let end = pipeline.ask("pg_current_wal_insert_lsn()").await;
+    eventually("the row is read", async || {
+        let read = format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots");
+        (pipeline.ask(&format!("({read})")).await == "true").then_some(())
+    })
+    .await;
+    shadow.signal(Signal::STOP);
+    pipeline.execute("UPDATE outbox SET processed = true").await;
+    tokio::time::sleep(GRACE + Duration::from_secs(1)).await;
+    shadow.signal(Signal::TERM);
+    shadow.signal(Signal::CONT);
+    let (ended, report) = told(shadow).await;
+    assert_eq!((ended.code, &report["missing"]), (Some(0), &json!(0)), "{report}");
+}
