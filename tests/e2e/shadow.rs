@@ -241,6 +241,17 @@ async fn a_server_whose_commits_would_wait_for_the_shadow_is_refused() {
 }
 
 #[tokio::test]
+async fn a_shadow_ends_when_commits_are_made_to_wait_for_it() {
+    let pipeline = beside_a_poller(None).await;
+    let shadow = watching(&pipeline, &[]).await;
+    pipeline.execute("ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+    pipeline.ask("pg_reload_conf()").await;
+    let (ended, _) = told(shadow).await;
+    refused(&ended, (3, "PR0230", "one by one"));
+    nothing_left(&pipeline).await;
+}
+
+#[tokio::test]
 async fn a_slot_that_waits_for_a_writer_names_it_and_leaves_nothing() {
     let pipeline = beside_a_poller(None).await;
     let sql = pipeline.sql().await;

@@ -24,8 +24,9 @@ const PREFIX: &str = "postrider_shadow_";
 /// The upper half of the advisory locks' keys: `shad`.
 const LOCKS: i64 = 0x7368_6164 << 32;
 
-/// Whoever locks the table for longer is waited for by the poller too.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '5s'";
+/// Whoever locks the table for longer is waited for by the poller too. A commit of ours waits for no standby, which
+/// we might be ourselves by now.
+const SETTINGS: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL synchronous_commit = local";
 
 /// One that exists.
 pub(super) struct Publication {
@@ -61,7 +62,7 @@ impl Publication {
             trials: format!("{} EXPLAIN DELETE FROM {outbox}", update.collect::<String>()),
         };
         let create = format!(
-            "BEGIN; {LOCK_TIMEOUT}; CREATE PUBLICATION {} FOR TABLE {outbox} \
+            "BEGIN; {SETTINGS}; CREATE PUBLICATION {} FOR TABLE {outbox} \
              WITH (publish = 'insert, update, delete', publish_via_partition_root = true); {}; COMMIT",
             publication.name, publication.trials
         );
@@ -77,7 +78,7 @@ impl Publication {
     /// Whether Postgres still lets updates and deletes pass. A table that is locked just now is none the
     /// worse for it.
     pub(super) async fn still_harmless(&self, sql: &Sql, outbox: &str) -> Result<(), Failure> {
-        let again = format!("BEGIN; {LOCK_TIMEOUT}; {}; COMMIT", self.trials);
+        let again = format!("BEGIN; {SETTINGS}; {}; COMMIT", self.trials);
         let Err(error) = sql.client.batch_execute(&again).await else { return Ok(()) };
         if sql.client.is_closed() {
             return Err(error.into());
@@ -136,7 +137,7 @@ async fn lock(sql: &Sql, table_oid: u32) -> Result<bool, Failure> {
 
 async fn drop_publication(sql: &Sql, name: &str) -> Result<(), tokio_postgres::Error> {
     let dropped =
-        sql.client.batch_execute(&format!("BEGIN; {LOCK_TIMEOUT}; {}; COMMIT", drop_statement(name))).await;
+        sql.client.batch_execute(&format!("BEGIN; {SETTINGS}; {}; COMMIT", drop_statement(name))).await;
     if dropped.is_err() && !sql.client.is_closed() {
         sql.client.batch_execute("ROLLBACK").await?;
     }

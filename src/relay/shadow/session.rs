@@ -1,10 +1,10 @@
 //! The shadow's slot, read from beginning to end.
 
-use super::Options;
 use super::comparison::{Comparison, KNOWN_MAX};
 use super::observer::{Observed, Observer};
 use super::publication::Publication;
 use super::report::Report;
+use super::{Options, commits_do_not_wait};
 use crate::config::{Config, Oversize};
 use crate::delivery::history::History;
 use crate::error::{Code, Failure};
@@ -213,6 +213,7 @@ impl Shadow<'_> {
             looks = looks.wrapping_add(1);
             let tending = async {
                 if looks.is_multiple_of(TEND_APART) {
+                    commits_do_not_wait(self.sql).await?;
                     self.publication.still_harmless(self.sql, &outbox).await?;
                 }
                 self.clock.set(self.sql, clock).await
