@@ -332,7 +332,7 @@ async fn a_shadow_that_cannot_read_the_ids_leaves_nothing() {
     let shadow = reading_ids(&pipeline, &[]).await;
     pipeline.execute(&format!("SELECT pg_cancel_backend(pid) FROM {READS}")).await;
     let (ended, _) = told(shadow).await;
-    refused(&ended, (3, "PR0202", ""));
+    refused(&ended, (3, "PR0202", "begin again"));
     assert!(ended.stderr.contains("read the ids of the outbox"), "{}", ended.stderr);
     nothing_left(&pipeline).await;
 }
@@ -395,7 +395,7 @@ async fn a_server_that_stops_ends_the_shadow_with_what_it_has_seen() {
     pipeline.execute("UPDATE outbox SET processed = true").await;
     pipeline.postgres.stop(postrider::demo::servers::Stop::Fast, Duration::from_secs(30)).await.unwrap();
     let (ended, report) = told(shadow).await;
-    refused(&ended, (3, "PR0202", ""));
+    refused(&ended, (3, "PR0202", "begin again"));
     assert_eq!(counts(&report), json!([1, 1, 0, 0, 0]));
     pipeline.postgres.start_again().await.unwrap();
     assert_eq!(stopped(watching(&pipeline, &[]).await).await.0.code, Some(0));
@@ -408,6 +408,6 @@ async fn a_shadow_whose_sql_connection_is_ended_takes_its_publication_away_all_t
     let shadow = watching(&pipeline, &[]).await;
     pipeline.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'").await;
     let (ended, _) = told(shadow).await;
-    refused(&ended, (3, "PR0202", ""));
+    refused(&ended, (3, "PR0202", "begin again"));
     nothing_left(&pipeline).await;
 }

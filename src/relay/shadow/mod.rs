@@ -25,7 +25,7 @@ mod session;
 
 use super::{preflight, schemas};
 use crate::config::Config;
-use crate::error::{Code, Failure};
+use crate::error::{Code, Disposition, Failure};
 use crate::outbox::MarkColumn;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
@@ -81,9 +81,18 @@ pub async fn watch(
     let publication = Publication::make(&sql, config, &table, &marks).await?;
     let shadow = Shadow { config, options, sql: &sql, publication: &publication, clock: Clock::default() };
     let watched = shadow.watch(&table, resolved, marks, &mut comparison, &mut stop, progress).await;
+    let watched = watched.map_err(begin_again);
     let report = comparison.judge();
     let dropped = publication.drop(&sql, config).await;
     Ok(Ended { report, failures: [watched, dropped].into_iter().filter_map(Result::err).collect() })
+}
+
+/// What the relay would try again ends the shadow, whose slot is gone.
+fn begin_again(mut failure: Failure) -> Failure {
+    if failure.code.disposition() == Disposition::Retry {
+        failure.remedy = "begin again: postrider run --shadow".into();
+    }
+    failure
 }
 
 /// A shadow that Postgres takes for a synchronous standby would hold up every commit.
