@@ -8,7 +8,7 @@ use crate::support::{ARTICLE, Ended, Load, Pipeline, Relay, Servers, eventually}
 use async_nats::jetstream::stream::Config;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The article's is 2 s.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -249,6 +249,28 @@ async fn a_shadow_ends_when_commits_are_made_to_wait_for_it() {
     let (ended, _) = told(shadow).await;
     refused(&ended, (3, "PR0230", "one by one"));
     nothing_left(&pipeline).await;
+}
+
+#[tokio::test]
+async fn a_vacuum_of_the_table_is_waited_for_in_moments_that_do_not_end_it() {
+    let pipeline = beside_a_poller(None).await;
+    let vacuum = pipeline.sql().await;
+    // The lock of a vacuum; an autovacuum is ended by whoever waits for it for a second.
+    vacuum.batch_execute("BEGIN; LOCK TABLE outbox IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    let mut shadow = begun(&pipeline, &["--seconds", "1"]);
+    let sql = pipeline.sql().await;
+    let waiting = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 FROM pg_locks \
+         WHERE NOT granted";
+    let (began, mut waited) = (Instant::now(), Vec::new());
+    while began.elapsed() < Duration::from_secs(6) {
+        waited.push(sql.query_one(waiting, &[]).await.unwrap().get::<_, f64>(0));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(waited.iter().any(|waited| *waited > 0.0), "it does not wait: {}", shadow.stderr());
+    assert!(waited.iter().all(|waited| *waited < 0.9), "{waited:?}");
+    assert!(shadow.is_running(), "{}", shadow.stderr());
+    vacuum.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(shadow.ended().await.code, Some(0));
 }
 
 #[tokio::test]

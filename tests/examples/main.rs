@@ -12,6 +12,7 @@
 
 mod java;
 mod language;
+mod mishaps;
 mod shop;
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, reason = "this test needs a part of it")]

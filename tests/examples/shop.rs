@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -72,6 +72,18 @@ impl Shop {
         self.start(self.language.consumer())
     }
 
+    /// A consumer of these services alone.
+    pub(crate) fn consumer_of(&self, services: &[&str]) -> Program {
+        let mut consumer = self.language.consumer();
+        consumer.args(services);
+        self.start(consumer)
+    }
+
+    /// Sets a variable for programs that are started from now on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
     /// A writer that places these orders, `<item> <quantity> [note]` a line.
     pub(crate) fn writer(&self, orders: impl IntoIterator<Item = String>) -> Program {
         let mut orders: String = orders.into_iter().map(|order| order + "\n").collect();
@@ -99,8 +111,13 @@ impl Shop {
 
     /// What NATS knows of a durable consumer.
     pub(crate) async fn durable(&self, name: &str) -> Info {
-        let consumer = self.pipeline.stream().await.get_consumer::<pull::Config>(name).await.unwrap();
-        consumer.cached_info().clone()
+        self.try_durable(name).await.unwrap()
+    }
+
+    /// The same; none where there is no such consumer yet.
+    pub(crate) async fn try_durable(&self, name: &str) -> Option<Info> {
+        let consumer = self.pipeline.stream().await.get_consumer::<pull::Config>(name).await;
+        Some(consumer.ok()?.cached_info().clone())
     }
 
     /// Waits until all `orders` are decided, and compares: each as if they had been handled one by one, in
@@ -166,6 +183,18 @@ impl Program {
         std::fs::read_to_string(self.log.path()).unwrap_or_default()
     }
 
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.ended().is_none()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// `kill -9`, and its end. It must not have ended by itself.
     pub(crate) fn kill(&mut self) {
         assert_eq!(self.child.try_wait().unwrap(), None, "it has ended: {}", self.log());
@@ -175,7 +204,7 @@ impl Program {
 
     /// SIGTERM, and its end, which must be a good one and soon.
     pub(crate) async fn terminate(&mut self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         within(STOP_MAX, "the program ends after SIGTERM", async || {
             let status = self.child.try_wait().unwrap()?;
             assert!(status.success(), "{status}: {}", self.log());

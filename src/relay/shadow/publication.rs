@@ -16,6 +16,8 @@ use crate::outbox::MarkColumn;
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
 use postgres_protocol::escape::escape_identifier;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
@@ -24,9 +26,14 @@ const PREFIX: &str = "postrider_shadow_";
 /// The upper half of the advisory locks' keys: `shad`.
 const LOCKS: i64 = 0x7368_6164 << 32;
 
-/// Whoever locks the table for longer is waited for by the poller too. A commit of ours waits for no standby, which
-/// we might be ourselves by now.
-const SETTINGS: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL synchronous_commit = local";
+/// Far below `deadlock_timeout` (1 s), after which whoever waits for an autovacuum of the table ends it: so we try
+/// again. A commit of ours waits for no standby, which we might be ourselves by now.
+const SETTINGS: &str = "SET LOCAL lock_timeout = '300ms'; SET LOCAL synchronous_commit = local";
+
+/// A table that is locked for longer is left to whoever locks it.
+const LOCKED_MAX: Duration = Duration::from_secs(10);
+
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// One that exists.
 pub(super) struct Publication {
@@ -66,13 +73,15 @@ impl Publication {
              WITH (publish = 'insert, update, delete', publish_via_partition_root = true); {}; COMMIT",
             publication.name, publication.trials
         );
-        match sql.client.batch_execute(&create).await {
-            Ok(()) => Ok(publication),
-            Err(error) => {
-                sql.client.batch_execute("ROLLBACK").await?;
-                Err(refused(error, &outbox))
+        let began = Instant::now();
+        while let Err(error) = sql.client.batch_execute(&create).await {
+            sql.client.batch_execute("ROLLBACK").await?;
+            if !is_locked(&error) || began.elapsed() >= LOCKED_MAX {
+                return Err(refused(error, &outbox));
             }
+            sleep(PAUSE).await;
         }
+        Ok(publication)
     }
 
     /// Whether Postgres still lets updates and deletes pass. A table that is locked just now is none the
@@ -84,7 +93,7 @@ impl Publication {
             return Err(error.into());
         }
         sql.client.batch_execute("ROLLBACK").await?;
-        if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) { Ok(()) } else { Err(refused(error, outbox)) }
+        if is_locked(&error) { Ok(()) } else { Err(refused(error, outbox)) }
     }
 
     /// Drops it; over another connection where the first is gone.
@@ -142,6 +151,10 @@ async fn drop_publication(sql: &Sql, name: &str) -> Result<(), tokio_postgres::E
         sql.client.batch_execute("ROLLBACK").await?;
     }
     dropped
+}
+
+fn is_locked(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
 fn drop_statement(name: &str) -> String {
