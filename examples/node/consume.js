@@ -57,14 +57,17 @@ async function work(name, bucket) {
   const messages = await consumer.consume({ max_messages: 1, expires: 10_000 });
   stopping.push(() => messages.close());
   for await (const message of messages) {
-    const eventId = message.headers.get("Postrider-Event-Id");
     try {
+      const eventId = message.headers?.get("Postrider-Event-Id");
+      if (!eventId) {
+        throw new Error("no Postrider-Event-Id");
+      }
       const order = JSON.parse(await payload(nats, keys, message));
       await handle(name, eventId, order);
       message.ack(); // after the commit, never before it
     } catch (error) {
       // The bucket waits for it: to go on without it would break the order of its key.
-      console.error(`${durable}: event ${eventId}:`, error);
+      console.error(`${durable}: message ${message.seq}:`, error);
       message.nak(RETRY_DELAY);
     }
   }

@@ -60,8 +60,8 @@ async def work(js: JetStreamContext, engine: AsyncEngine, service: Service, buck
             log.exception("%s: cannot fetch", durable)
             await asyncio.sleep(RETRY_DELAY)
             continue
-        event_id = message.headers["Postrider-Event-Id"]
         try:
+            event_id = message.headers["Postrider-Event-Id"]
             order = json.loads(await payload(js, keys, message))
             await handle(engine, service, event_id, order)
             await message.ack()  # after the commit, never before it
@@ -70,7 +70,7 @@ async def work(js: JetStreamContext, engine: AsyncEngine, service: Service, buck
             raise
         except Exception:
             # The bucket waits for it: to go on without it would break the order of its key.
-            log.exception("%s: event %s", durable, event_id)
+            log.exception("%s: message %s", durable, message.metadata.sequence.stream)
             await message.nak(delay=RETRY_DELAY)
 
 

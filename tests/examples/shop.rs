@@ -195,6 +195,20 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Stops all of it: a thread may go on for a moment after the signal.
+    pub(crate) async fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        eventually("the program stands still", async || {
+            let stands = |task: std::io::Result<std::fs::DirEntry>| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).unwrap().all(stands).then_some(())
+        })
+        .await;
+    }
+
     /// `kill -9`, and its end. It must not have ended by itself.
     pub(crate) fn kill(&mut self) {
         assert_eq!(self.child.try_wait().unwrap(), None, "it has ended: {}", self.log());

@@ -57,6 +57,10 @@ func (s shop) handle(name, eventID string, o order) error {
 }
 
 func (s shop) consume(name string, message *nats.Msg) error {
+	eventID := message.Header.Get("Postrider-Event-Id")
+	if eventID == "" {
+		return errors.New("no Postrider-Event-Id")
+	}
 	body, err := payload(s.js, s.keys, message)
 	if err != nil {
 		return err
@@ -65,7 +69,7 @@ func (s shop) consume(name string, message *nats.Msg) error {
 	if err := json.Unmarshal(body, &o); err != nil {
 		return err
 	}
-	return s.handle(name, message.Header.Get("Postrider-Event-Id"), o)
+	return s.handle(name, eventID, o)
 }
 
 func (s shop) work(stop context.Context, name, bucket string, ackWait time.Duration) error {

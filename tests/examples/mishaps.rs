@@ -1,0 +1,41 @@
+//! What goes wrong beside a consumer, and what one event or one setting that is wrong must not stop.
+
+use crate::language::Language;
+use crate::shop::{Shop, bucket};
+use crate::support::{eventually, within};
+use futures_util::future::join_all;
+use std::time::Duration;
+
+/// Messages that no relay wrote, without any header: their bucket waits for a person, the others go on.
+async fn survives_what_is_no_event(language: Language) {
+    let shop = Shop::open(language, &[("tea", 9), ("cup", 9)], None).await;
+    assert_ne!(bucket("tea"), bucket("cup"));
+    shop.place(["tea 1", "cup 1"].map(str::to_owned)).await;
+    shop.pipeline.stored(2).await;
+    let subject = format!("outbox.order_placed.{}", bucket("tea"));
+    let body = r#"{"order_id": 1, "item": "tea", "quantity": 2, "note": ""}"#;
+    for _ in 0..2 {
+        let jetstream = shop.pipeline.jetstream().await;
+        jetstream.publish(subject.clone(), body.into()).await.unwrap().await.unwrap();
+    }
+    let durable = format!("inventory-{}", bucket("tea"));
+    let mut consumer = shop.consumer();
+    for starts in 1..=2 {
+        within(
+            Duration::from_secs(60),
+            &format!("{language:?}: it comes again, start {starts}"),
+            async || {
+                assert!(consumer.is_running(), "{language:?} ended: {}", consumer.log());
+                let known = shop.try_durable(&durable).await?;
+                // The order, and the other message twice a start.
+                (known.delivered.consumer_sequence > 2 * starts).then_some(())
+            },
+        )
+        .await;
+        consumer.kill();
+        consumer = shop.consumer();
+    }
+    assert_eq!(shop.durable(&durable).await.num_pending, 1, "{language:?} went on in its bucket");
+    assert_eq!(shop.count("inbox WHERE consumer = 'inventory'").await, 2, "{language:?}");
+    assert_eq!(shop.pipeline.ask("SELECT sum(quantity) FROM stock").await, "16", "{language:?}");
+}
