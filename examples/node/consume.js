@@ -2,7 +2,7 @@
 //
 // Start as many as you like. BUCKETS says which buckets this one reads.
 
-import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { AckPolicy, JetStreamApiCodes, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect, nanos } from "@nats-io/transport-node";
 import pg from "pg";
 import { payload, readKeys } from "./envelope.js";
@@ -45,14 +45,21 @@ async function handle(name, eventId, order) {
 
 async function work(name, bucket) {
   const durable = `${name}-${bucket}`;
-  await manager.consumers.add(STREAM, {
-    durable_name: durable,
-    filter_subject: `outbox.${SERVICES[name].eventType}.${bucket}`,
-    ack_policy: AckPolicy.Explicit,
-    ack_wait: nanos(ACK_WAIT),
-    // One at a time, whoever reads: a message that comes again comes before its successors.
-    max_ack_pending: 1,
-  });
+  try {
+    await manager.consumers.info(STREAM, durable); // one that exists stays as it is
+  } catch (error) {
+    if (error.code !== JetStreamApiCodes.ConsumerNotFound) {
+      throw error;
+    }
+    await manager.consumers.add(STREAM, {
+      durable_name: durable,
+      filter_subject: `outbox.${SERVICES[name].eventType}.${bucket}`,
+      ack_policy: AckPolicy.Explicit,
+      ack_wait: nanos(ACK_WAIT),
+      // One at a time, whoever reads: a message that comes again comes before its successors.
+      max_ack_pending: 1,
+    });
+  }
   const consumer = await jetstream(nats).consumers.get(STREAM, durable);
   const messages = await consumer.consume({ max_messages: 1, expires: 10_000 });
   stopping.push(() => messages.close());

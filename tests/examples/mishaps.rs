@@ -39,3 +39,20 @@ async fn survives_what_is_no_event(language: Language) {
     assert_eq!(shop.count("inbox WHERE consumer = 'inventory'").await, 2, "{language:?}");
     assert_eq!(shop.pipeline.ask("SELECT sum(quantity) FROM stock").await, "16", "{language:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_event_stops_its_bucket_alone_in_any_language() {
+    join_all(Language::ALL.map(survives_what_is_no_event)).await;
+}
+
+async fn begins_with_another_ack_wait(language: Language) {
+    let mut shop = Shop::open(language, &[("tea", 9)], None).await;
+    let mut consumer = shop.consumer();
+    shop.place(["tea 1".to_owned()]).await;
+    shop.sold_exactly(1).await;
+    consumer.kill();
+    shop.set("ACK_WAIT", "2");
+    let _consumer = shop.consumer();
+    shop.place(["tea 1".to_owned()]).await;
+    shop.sold_exactly(2).await;
+}

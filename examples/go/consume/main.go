@@ -76,14 +76,17 @@ func (s shop) work(stop context.Context, name, bucket string, ackWait time.Durat
 	durable := name + "-" + bucket
 	subject := "outbox." + services[name].eventType + "." + bucket
 	// Made here and only bound below: what a subscription makes it also deletes when it ends.
-	_, err := s.js.AddConsumer(stream, &nats.ConsumerConfig{
-		Durable:       durable,
-		FilterSubject: subject,
-		AckPolicy:     nats.AckExplicitPolicy,
-		AckWait:       ackWait,
-		// One at a time, whoever reads: a message that comes again comes before its successors.
-		MaxAckPending: 1,
-	})
+	_, err := s.js.ConsumerInfo(stream, durable)
+	if errors.Is(err, nats.ErrConsumerNotFound) { // one that exists stays as it is
+		_, err = s.js.AddConsumer(stream, &nats.ConsumerConfig{
+			Durable:       durable,
+			FilterSubject: subject,
+			AckPolicy:     nats.AckExplicitPolicy,
+			AckWait:       ackWait,
+			// One at a time, whoever reads: a message that comes again comes before its successors.
+			MaxAckPending: 1,
+		})
+	}
 	if err != nil {
 		return err
 	}
