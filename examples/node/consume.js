@@ -26,6 +26,8 @@ const manager = await jetstreamManager(nats);
 
 async function handle(name, eventId, order) {
   const db = await pool.connect();
+  const lost = (error) => console.error("a connection to Postgres ended:", error.message);
+  db.on("error", lost); // between two queries nobody else hears of it
   try {
     await db.query("BEGIN"); // the id and the effect, or neither
     const { rowCount } = await db.query(
@@ -36,6 +38,7 @@ async function handle(name, eventId, order) {
       await SERVICES[name].effect(db, order);
     }
     await db.query("COMMIT");
+    db.off("error", lost);
     db.release();
   } catch (error) {
     db.release(true); // closed, which rolls back

@@ -4,6 +4,7 @@ use crate::language::Language;
 use crate::shop::{Shop, bucket};
 use crate::support::{eventually, within};
 use futures_util::future::join_all;
+use rustix::process::Signal;
 use std::time::Duration;
 
 /// Messages that no relay wrote, without any header: their bucket waits for a person, the others go on.
@@ -55,4 +56,35 @@ async fn begins_with_another_ack_wait(language: Language) {
     let _consumer = shop.consumer();
     shop.place(["tea 1".to_owned()]).await;
     shop.sold_exactly(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_begins_with_another_ack_wait_than_its_durable_has_in_any_language() {
+    join_all(Language::ALL.map(begins_with_another_ack_wait)).await;
+}
+
+/// Postgres ends the connection while the consumer, frozen, has a transaction open and no query under way.
+async fn outlives_its_connection(language: Language) {
+    let shop = Shop::open(language, &[("tea", 5)], None).await;
+    let mut consumer = shop.consumer();
+    let lock = shop.pipeline.sql().await;
+    lock.batch_execute("BEGIN; SELECT FROM stock WHERE item = 'tea' FOR UPDATE").await.unwrap();
+    shop.place(["tea 2".to_owned()]).await;
+    let effect = "FROM pg_stat_activity WHERE query LIKE 'UPDATE stock%'";
+    eventually("the effect waits for the lock", async || {
+        let waits = format!("SELECT count(*) {effect} AND wait_event_type = 'Lock'");
+        (shop.pipeline.ask(&waits).await == "1").then_some(())
+    })
+    .await;
+    consumer.freeze().await;
+    lock.batch_execute("COMMIT").await.unwrap();
+    eventually("the transaction is idle", async || {
+        let idle = format!("SELECT count(*) {effect} AND state = 'idle in transaction'");
+        (shop.pipeline.ask(&idle).await == "1").then_some(())
+    })
+    .await;
+    shop.pipeline.execute(&format!("SELECT pg_terminate_backend(pid, 10000) {effect}")).await;
+    consumer.signal(Signal::CONT);
+    assert_eq!(shop.sold_exactly(1).await, 1, "{language:?}");
+    consumer.terminate().await;
 }
