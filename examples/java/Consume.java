@@ -34,6 +34,11 @@ public final class Consume {
     private static volatile boolean stopping;
 
     public static void main(String[] names) throws Exception {
+        for (String name : names) {
+            if (!EVENT_TYPES.containsKey(name)) {
+                throw new IllegalArgumentException("no service is called " + name);
+            }
+        }
         var buckets = System.getenv().getOrDefault("BUCKETS", "0,1,2,3").split(",");
         var keys = Envelope.readKeys(System.getenv("KEY_FILE"));
         var options = new Options.Builder().server(System.getenv("NATS_URL")).maxReconnects(-1).build();

@@ -14,6 +14,10 @@ const ACK_WAIT = 1000 * Number(process.env.ACK_WAIT ?? 30); // longer than an ef
 const RETRY_DELAY = 5_000;
 
 const names = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(SERVICES);
+const unknown = names.find((name) => !Object.hasOwn(SERVICES, name));
+if (unknown !== undefined) {
+  throw new Error(`no service is called ${unknown}`);
+}
 const keys = readKeys(process.env.KEY_FILE);
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: names.length * BUCKETS.length });
 pool.on("error", (error) => console.error("an idle connection to Postgres ended:", error.message));

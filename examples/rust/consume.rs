@@ -7,7 +7,7 @@ mod services;
 
 use crate::envelope::{Keys, header, payload, read_keys};
 use crate::services::{Order, Service};
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, AckKind};
 use futures_util::StreamExt as _;
@@ -123,6 +123,10 @@ async fn main() -> anyhow::Result<()> {
         ack_wait: Duration::try_from_secs_f64(setting("ACK_WAIT").unwrap_or("30".to_owned()).parse()?)?,
     });
     let names: Vec<String> = std::env::args().skip(1).collect();
+    let known = |name: &String| Service::ALL.iter().any(|service| service.name() == name);
+    if let Some(name) = names.iter().find(|name| !known(name)) {
+        bail!("no service is called {name}");
+    }
     let (stopping, stop) = watch::channel(false);
     let mut workers = JoinSet::new();
     for service in Service::ALL {
@@ -133,7 +137,6 @@ async fn main() -> anyhow::Result<()> {
             workers.spawn(Arc::clone(&shop).work(service, bucket.to_owned(), stop.clone()));
         }
     }
-    ensure!(!workers.is_empty(), "no service is called {names:?}");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     select! {
         _ = terminate.recv() => {}

@@ -88,3 +88,21 @@ async fn outlives_its_connection(language: Language) {
     assert_eq!(shop.sold_exactly(1).await, 1, "{language:?}");
     consumer.terminate().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ends_between_two_queries_costs_a_repetition_in_any_language() {
+    join_all(Language::ALL.map(outlives_its_connection)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_does_not_exist_is_refused_in_any_language_also_beside_one_that_does() {
+    for language in Language::ALL {
+        let shop = Shop::open(language, &[], None).await;
+        let mut consumer = shop.consumer_of(&["inventory", "billing"]);
+        within(Duration::from_secs(60), &format!("{language:?} refuses it"), async || {
+            consumer.ended().map(|status| assert!(!status.success(), "{language:?}: {status}"))
+        })
+        .await;
+        assert!(consumer.log().contains("billing"), "{language:?}: {}", consumer.log());
+    }
+}
