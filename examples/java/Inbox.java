@@ -15,7 +15,7 @@ final class Inbox {
             }
             db.commit();
             return isNew;
-        } catch (SQLException error) {
+        } catch (SQLException | RuntimeException error) {
             db.rollback();
             throw error;
         }

@@ -25,7 +25,7 @@ public final class Deliver {
                         body = Envelope.decrypt(keys, words[2], words[3], words[1], body);
                     }
                     System.out.println(Inbox.handle(db, words[0], words[1], body) ? "new" : "known");
-                } catch (java.security.GeneralSecurityException error) {
+                } catch (java.security.GeneralSecurityException | IllegalArgumentException error) {
                     System.out.println(error.getMessage());
                 }
             }

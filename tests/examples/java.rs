@@ -74,4 +74,10 @@ async fn the_shop_of_java_sells_exactly_its_stock_though_each_event_is_delivered
     assert!(answers[0].contains("its digest is"), "{answers:?}");
     assert!(answers[1].contains("Tag mismatch"), "{answers:?}");
     assert_eq!(shop.count("inbox WHERE event_id = '4711'").await, 0);
+
+    // An effect that fails in the program leaves nothing for the next commit.
+    let unknown = first.replacen("inventory", "billing", 1);
+    let answers = deliver(&mut deliver_java, &mut answered, &[unknown, first]).await;
+    assert!(answers[0].contains("no service is called billing") && answers[1] == "known", "{answers:?}");
+    assert_eq!(shop.count("inbox WHERE consumer = 'billing'").await, 0);
 }
