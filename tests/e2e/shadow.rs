@@ -78,6 +78,15 @@ async fn left(pipeline: &Pipeline) -> String {
         .await
 }
 
+/// Waits until the shadow has read what is committed by now.
+async fn read_to_the_end(pipeline: &Pipeline) {
+    let end = pipeline.ask("pg_current_wal_insert_lsn()").await;
+    let read = format!(
+        "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name LIKE 'postrider_shadow%'"
+    );
+    eventually("the log is read", async || (pipeline.ask(&read).await == "true").then_some(())).await;
+}
+
 async fn nothing_left(pipeline: &Pipeline) {
     eventually("the shadow's slot and publication are gone", async || {
         (left(pipeline).await == "0/0").then_some(())
@@ -108,6 +117,7 @@ async fn no_difference(postgres: Option<u32>, then: Then) {
     pipeline
         .execute("UPDATE outbox SET created_at = now(); DELETE FROM outbox WHERE event_type = 'old'")
         .await;
+    read_to_the_end(&pipeline).await;
     let (ended, report) = stopped(shadow).await;
     poller.stop().await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);

@@ -97,12 +97,7 @@ async fn a_shadow_that_reads_late_calls_nothing_missing_that_was_done_in_time() 
     let pipeline = beside_a_poller(None).await;
     let mut shadow = watching(&pipeline, &["--grace", "2s"]).await;
     pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('a', '{}')").await;
-    let end = pipeline.ask("pg_current_wal_insert_lsn()").await;
-    eventually("the row is read", async || {
-        let read = format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots");
-        (pipeline.ask(&format!("({read})")).await == "true").then_some(())
-    })
-    .await;
+    read_to_the_end(&pipeline).await;
     shadow.signal(Signal::STOP);
     pipeline.execute("UPDATE outbox SET processed = true").await;
     tokio::time::sleep(GRACE + Duration::from_secs(1)).await;
