@@ -36,7 +36,8 @@ CREATE TABLE outbox (
 );
 
 -- What each consumer has done. A row is written in the transaction of the effect, so that an event that is
--- delivered again has none. Delete rows that are older than the stream keeps messages.
+-- delivered again has none. Delete rows that are older than the stream keeps messages and than the outbox keeps
+-- rows, from which `postrider recover` may publish once more.
 CREATE TABLE inbox (
     consumer  text NOT NULL,
     event_id  text NOT NULL,
