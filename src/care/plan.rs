@@ -4,7 +4,7 @@ use super::fit::{Found, fit_archive};
 use super::standing;
 use crate::config::{Care, Config};
 use crate::error::{Code, Failure};
-use crate::outbox::{Mapping, MarkColumn, MarkKind, NoMark, Preset, Resolved};
+use crate::outbox::{Mapping, MarkColumn, MarkKind, NoMark, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::preflight::Table;
 use crate::relay::preflight;
