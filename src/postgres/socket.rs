@@ -8,7 +8,13 @@ use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+/// The handshake with a server that is near takes no longer: on the same machine or network.
+const NEAR: Duration = Duration::from_millis(1);
+
+/// 64 MB/s from a server that is a millisecond away.
+const RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// What a connection runs over.
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -55,12 +61,38 @@ async fn connect(name: &str, port: u16, target: &Target) -> io::Result<TcpStream
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses: Vec<_> = in_time(target.connect_timeout, lookup_host((name, port))).await?.collect();
     for address in addresses {
+        let begun = Instant::now();
         match in_time(target.connect_timeout, TcpStream::connect(address)).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                if let Some(bytes) = receive_buffer(begun.elapsed()) {
+                    SockRef::from(&stream).set_recv_buffer_size(bytes)?;
+                }
+                return Ok(stream);
+            }
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// How much a server may have under way that is not read yet; none: what the kernel finds.
+///
+/// A walsender sends Begin, Insert and Commit one by one. Where the kernel's own buffer has grown to
+/// megabytes, each of them is a segment of its own, and on one machine their whole way is the
+/// walsender's work; where little may be under way, they gather in its socket and come in long
+/// stretches. Postgres 15 on loopback, two cores, 200,000 single-row transactions:
+///
+/// | receive buffer | segments a row | rows/s |
+/// | --- | --- | --- |
+/// | the kernel's, most often | 0.7 to 2.1 | 64 to 82 k |
+/// | the kernel's, now and then | 0.01 | 130 to 135 k |
+/// | 32 KiB | 0.02 | 86 to 90 k |
+/// | 64 KiB (this) | 0.01 | 110 to 123 k |
+/// | 96 KiB | 0.01 to 0.03 | 106 to 123 k |
+/// | 128 KiB | 0.01 to 0.6 | 51 to 114 k |
+/// | 256 KiB | 1 to 3 | 58 to 91 k |
+fn receive_buffer(round_trip: Duration) -> Option<usize> {
+    (round_trip <= NEAR).then_some(RECEIVE_BUFFER)
 }
 
 async fn in_time<T>(limit: Duration, doing: impl Future<Output = io::Result<T>>) -> io::Result<T> {
@@ -121,4 +153,16 @@ pub(super) async fn secure(socket: Socket, target: &Target, host: &Host) -> Resu
     }
     let tls::Secured { stream, end_point } = tls::connect(io, &target.encryption, host).await?;
     Ok(Offer::Tls(Socket { io: Box::new(stream), privacy: Privacy::Tls { end_point } }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_of_a_near_server_little_may_be_under_way() {
+        let taken =
+            [0, 100, 1_000, 1_001, 40_000].map(|micros| receive_buffer(Duration::from_micros(micros)));
+        assert_eq!(taken, [Some(65_536), Some(65_536), Some(65_536), None, None]);
+    }
 }

@@ -10,7 +10,11 @@ impl<S: Sides> Pump<'_, S> {
         let mut next = Some(first);
         let mut left = FRAMES_A_TURN;
         let before = self.window.len();
+        let mut bytes = 0;
         while let Some(received) = next {
+            if let Received::Data(_, length) = received {
+                bytes += length;
+            }
             self.frame(received)?;
             left -= 1;
             next = if left > 0 && self.window.has_room() {
@@ -19,7 +23,7 @@ impl<S: Sides> Pump<'_, S> {
                 None
             };
         }
-        self.load.took(self.window.len().saturating_sub(before), self.heard);
+        self.load.took(self.window.len().saturating_sub(before), bytes, self.heard);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ impl<S: Sides> Pump<'_, S> {
     pub(super) async fn tick(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
         self.process.pulse.beat();
-        self.load.took(0, now);
+        self.load.took(0, 0, now);
         self.process.letter_log.sum_up();
         self.count_reconnects();
         let awaited = self.session.broker.publisher.awaited();
