@@ -6,14 +6,12 @@
 # What is missing of Go, Java's compiler, node with npm, python3 with venv, and of Debian's packages of their
 # clients comes by apt-get, which needs root. What is there already, from the same files, is left alone.
 set -euo pipefail
-
 cd "$(dirname "$0")/.."
+. scripts/debian.sh
+
 examples=$PWD/.examples
 packages=/usr/share/gocode/src/github.com
 driver=/usr/share/java/postgresql.jar
-
-say() { echo "examples: $*" >&2; }
-have() { command -v "$1" >/dev/null 2>&1; }
 
 mkdir -p "$examples"
 if have flock; then
@@ -21,25 +19,16 @@ if have flock; then
     flock 9
 fi
 
-missing=
-python3 -c 'import ensurepip' 2>/dev/null || missing+=" python3 python3-venv"
-have node || missing+=" nodejs"
-have npm || missing+=" npm"
-have go || missing+=" golang-go"
-[ -d $packages/nats-io/nats.go ] || missing+=" golang-github-nats-io-go-nats-dev"
-[ -d $packages/lib/pq ] || missing+=" golang-github-lib-pq-dev"
-{ have javac && have java; } || missing+=" default-jdk-headless"
-[ -f $driver ] || missing+=" libpostgresql-jdbc-java"
-if [ -n "$missing" ]; then
-    say "getting$missing"
-    # shellcheck disable=SC2086
-    if ! have apt-get || ! { apt-get update -qq &&
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing; } </dev/null >&2; then
-        say "these are missing and could not be installed:$missing"
-        echo "  remedy: on Debian, as root: apt-get update && apt-get install$missing" >&2
-        exit 1
-    fi
-fi
+missing=()
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+have node || missing+=(nodejs)
+have npm || missing+=(npm)
+have go || missing+=(golang-go)
+[ -d $packages/nats-io/nats.go ] || missing+=(golang-github-nats-io-go-nats-dev)
+[ -d $packages/lib/pq ] || missing+=(golang-github-lib-pq-dev)
+{ have javac && have java; } || missing+=(default-jdk-headless)
+[ -f $driver ] || missing+=(libpostgresql-jdbc-java)
+install "${missing[@]}"
 
 # done_for NAME FILES...: whether NAME was made from these very files.
 done_for() {

@@ -10,15 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 KUBERNETES_VALIDATE=1.37.0
-
-say() { echo "packaging: $*" >&2; }
-die() {
-    say "$1"
-    shift
-    for line in "$@"; do echo "  remedy: $line" >&2; done
-    exit 1
-}
-have() { command -v "$1" >/dev/null; }
+. scripts/debian.sh
 
 missing=()
 have systemd-analyze || missing+=(systemd)
@@ -26,19 +18,7 @@ have strace || missing+=(strace)
 have man || missing+=(man-db)
 have mandoc || missing+=(mandoc)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
-if [ ${#missing[@]} -gt 0 ]; then
-    have apt-get || die "${missing[*]} are needed, and this is no Debian" "install them, and put them on PATH"
-    sudo=
-    if [ "$(id -u)" != 0 ]; then
-        have sudo || die "installing needs root" "apt-get install ${missing[*]}"
-        sudo=sudo
-    fi
-    say "installing ${missing[*]}"
-    $sudo apt-get update -qq || say "the lists of packages are old"
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get -o DPkg::Lock::Timeout=600 install --yes -qq \
-        --no-install-recommends "${missing[@]}" >&2 ||
-        die "they could not be installed (see above)" "check apt's sources, then run this again"
-fi
+install "${missing[@]}"
 
 if ! have cargo-deb; then
     say "building cargo-deb"

@@ -29,13 +29,8 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 servers=$checkout/.servers
 umask 022 # a server started by root runs as another user, who must be able to read it
 
-say() { echo "servers: $*" >&2; }
-die() {
-    say "$1"
-    shift
-    for line in "$@"; do echo "  remedy: $line" >&2; done
-    exit 1
-}
+# shellcheck source=scripts/debian.sh
+. "$checkout/scripts/debian.sh"
 
 case "${1-}" in
 "" | all | torture) want=${1-} ;;
