@@ -13,14 +13,15 @@
 //! * Only the horizon counts, not what else the snapshot saw: a row may carry a subtransaction's id, which
 //!   no snapshot lists, but which is never below the id of its transaction.
 //! * An UPDATE gives a row a younger version, which only delays its proof. The transactions that mark are
-//!   remembered, so that deleting does not wait for a proof of the marks.
+//!   remembered, so that deleting does not wait for a proof of the marks; what triggers inserted there is not marked.
 //! * Transaction ids come round. A row's 32 bits are taken for the youngest id that they can be: what then
 //!   lies below the horizon does so in truth.
 //! * A witness lives as long as the connection that it was taken on. A crash can take commits, and give
 //!   their transaction ids out anew; a failover likewise. Both end the connection.
 //! * What never came through the slot is proved by none of this, and is left alone: rows that are older
 //!   than the slot ([`state::older`](crate::state::older)), rows that a table had before it was attached
-//!   as a partition, rows that the publication's filter leaves to others. So are rows with an open letter.
+//!   as a partition, rows that the publication's filter leaves to others. So are rows with an open letter. Those
+//!   that were attached are told by transaction ids, which a later UPDATE renews: docs/table.md says how to list them.
 //!
 //! Considered and left: remembering the ids that a snapshot saw, which takes memory by the row or works at
 //! a batch a hold-back; holding the snapshot open, which keeps vacuum from its work.
@@ -85,11 +86,11 @@ impl Tally {
 }
 
 /// Values print as pgoutput prints them; policies that hide rows are errors; nothing waits long for a
-/// lock; triggers of the table find what they find under the role's own search path. Losing the last commits
-/// in a crash only means to do them again.
+/// lock; triggers of the table find what they find under the role's own search path; a statement of
+/// milliseconds is not compiled for seconds. Losing the last commits in a crash only means to do them again.
 async fn settle_in(sql: &Sql) -> Result<(), Failure> {
     let settings = "SET DateStyle = ISO; SET IntervalStyle = postgres; SET extra_float_digits = 3; \
-        SET bytea_output = hex; SET row_security = off; SET lock_timeout = '1s'; SET synchronous_commit = off; \
+        SET bytea_output = hex; SET row_security = off; SET jit = off; SET lock_timeout = '1s'; SET synchronous_commit = off; \
         SELECT set_config('search_path', 'pg_catalog, ' || reset_val, false) FROM pg_settings WHERE name = 'search_path'";
     Ok(sql.client.batch_execute(settings).await?)
 }

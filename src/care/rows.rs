@@ -52,8 +52,9 @@ impl Plan {
     pub(super) fn free(&self, older: Older, leaf: u32) -> String {
         let id = format!("btrim(format('%s', o.{}), {TRIMMED})", self.id);
         let mut free = format!(
-            "o.{} IS NOT NULL AND NOT EXISTS (SELECT FROM {} AS l WHERE l.resolved_at IS NULL \
-             AND btrim(l.event_id, {TRIMMED}) = {id} AND l.slot IN (SELECT slot FROM {} WHERE table_oid = {}))",
+            "o.{} IS NOT NULL AND {id} NOT IN (SELECT btrim(l.event_id, {TRIMMED}) FROM {} AS l \
+             WHERE l.resolved_at IS NULL AND l.event_id IS NOT NULL \
+             AND l.slot IN (SELECT slot FROM {} WHERE table_oid = {}))",
             self.id,
             dead_letter::table(&self.schema),
             checkpoint::table(&self.schema),
@@ -87,13 +88,14 @@ impl Plan {
         due.unwrap_or("false")
     }
 
+    /// OFFSET: each condition is looked at once a row, not where it is counted.
     fn probe(&self, leaf: &Leaf, range: &str, older: Older) -> String {
         let (delete, mark) = (self.due(Action::Delete), self.due(Action::Mark));
         format!(
             "SELECT count(*) FILTER (WHERE d AND p AND f), count(*) FILTER (WHERE NOT d AND p AND f), \
              count(*) FILTER (WHERE NOT p AND f), count(*) FILTER (WHERE f IS NOT TRUE) \
              FROM (SELECT {delete} AS d, ({}) AS p, ({}) AS f FROM {} AS o \
-             WHERE {range} AND ({}) AND ({delete} OR {mark})) AS due",
+             WHERE {range} AND ({}) AND ({delete} OR {mark}) OFFSET 0) AS due",
             self.proved(),
             self.free(older, leaf.oid),
             self.from,
