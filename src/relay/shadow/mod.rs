@@ -5,9 +5,10 @@
 //! takes. NATS, `init` and a checkpoint row are not needed, and not looked at.
 //!
 //! It must never disturb what runs. The slot goes with its connection and is confirmed at once, so it
-//! retains no WAL; the publication cannot make the poller's statements fail (`publication`); the table
-//! is read once, at the slot's snapshot, for the ids of rows that were there before; a server whose
-//! commits would wait for us is refused.
+//! retains no WAL; the publication cannot make the poller's statements fail, and the lock for it is waited
+//! for in moments, which end no autovacuum (`publication`); the table is read once, at the slot's
+//! snapshot, for the ids of rows that were there before; a server whose commits would wait for us is
+//! refused, and left once it becomes one.
 //!
 //! | file | what |
 //! | --- | --- |
