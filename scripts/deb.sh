@@ -7,6 +7,10 @@
 # Needs cargo-deb: cargo install --locked cargo-deb. Manual pages and completions are the program's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/debian.sh
+
+# Without it cargo-deb makes a package that depends on nothing, and says so in a warning.
+have dpkg-shlibdeps || die "dpkg-shlibdeps is needed" "apt-get install dpkg-dev"
 
 case $# in
 0)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what tests/packaging runs: systemd-analyze, strace, man, mandoc, cargo-deb, and Kubernetes' schemas into
-# .packaging/.
+# Installs what tests/packaging runs: systemd-analyze, strace, dpkg-shlibdeps, man, mandoc, cargo-deb, and
+# Kubernetes' schemas into .packaging/.
 #
 #   scripts/packaging.sh
 #
-# The first four are Debian's packages, and installing them needs root; cargo-deb takes a minute to build.
+# The first five are Debian's packages, and installing them needs root; cargo-deb takes a minute to build.
 # Whatever is there already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,7 @@ KUBERNETES_VALIDATE=1.37.0
 missing=()
 have systemd-analyze || missing+=(systemd)
 have strace || missing+=(strace)
+have dpkg-shlibdeps || missing+=(dpkg-dev)
 have man || missing+=(man-db)
 have mandoc || missing+=(mandoc)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)

@@ -56,7 +56,12 @@ impl Advice {
 /// All that is to be said, the most urgent first.
 #[must_use]
 pub fn of(status: &Status) -> Vec<Advice> {
-    let mut all: Vec<_> = [standstill(status), slot(status), letters(status)].into_iter().flatten().collect();
+    let standstill = standstill(status);
+    // What stands still for want of the slot says so already.
+    let is_said =
+        |slot: &Advice| standstill.as_ref().is_some_and(|it| it.code.is_some() && it.code == slot.code);
+    let slot = slot(status).filter(|slot| !is_said(slot));
+    let mut all: Vec<_> = [standstill, slot, letters(status)].into_iter().flatten().collect();
     let obstacles = obstacles::of(status).into_iter();
     all.extend(
         obstacles.map(|found| Advice::coded(found.level, found.code.as_str(), found.message, found.remedy)),
@@ -94,7 +99,7 @@ pub fn slot(status: &Status) -> Option<Advice> {
             "slot `{}` does not exist: what was not published is in the outbox table only",
             status.slot
         );
-        return Some(Advice::new(Level::Error, message, recover));
+        return Some(Advice::coded(Level::Error, Code::SlotMissing.as_str(), message, recover));
     }
     let retained = status.retained_wal_bytes.unwrap_or(0);
     match (status.wal_status.as_deref(), status.safe_wal_bytes) {

@@ -39,6 +39,7 @@ use crate::care::{self, Wanted};
 use crate::config::Config;
 use crate::error::{Code, Disposition, Failure};
 use crate::ops::counters::{Counters, Retry};
+use crate::ops::forecast;
 use crate::ops::http::Pulse;
 use crate::ops::status::{Board, Latency, Role, State};
 use crate::postgres::error::Error;
@@ -178,8 +179,7 @@ async fn run_between(
         let due = surveyed.is_none_or(|at| at.elapsed() >= SURVEY_APART);
         let survey = async {
             if due {
-                // Nobody confirms anything to the slot.
-                process.show_survey(sides.survey(process.first_host).await, None);
+                process.show_survey(sides.survey(process.first_host).await, config);
                 surveyed = Some(Instant::now());
             }
             std::future::pending().await
@@ -214,8 +214,7 @@ fn stream_failure(error: Error) -> Failure {
 
 impl Process {
     /// What it tells, or that nothing is known any more: numbers of an hour ago would calm without reason.
-    /// `patience`: of the relay that reads the slot; none when nobody does.
-    fn show_survey(&mut self, survey: Result<Survey, Failure>, patience: Option<Duration>) {
+    fn show_survey(&mut self, survey: Result<Survey, Failure>, config: &Config) {
         let slot = survey.as_ref().ok().and_then(|survey| survey.slot.clone());
         self.board.update(|status| match survey {
             Ok(survey) => survey.show(status),
@@ -228,7 +227,11 @@ impl Process {
             }
         });
         match slot {
-            Some(slot) => self.slot_watch.saw(&self.board, &slot, patience),
+            Some(slot) => {
+                let patience = forecast::patience(config.delivery.hold_back(&config.nats));
+                // Another relay may read it. Where nobody does, nobody confirms anything.
+                self.slot_watch.saw(&self.board, &slot, slot.active_pid.map(|_| patience));
+            }
             None => self.slot_watch.lost_sight(&self.board),
         }
         self.obstacle_log.tell(&self.board);

@@ -20,7 +20,6 @@ use crate::error::{Code, Failure};
 use crate::nats::object_store::bucket;
 use crate::nats::stream::Look;
 use crate::ops::counters::Peer;
-use crate::ops::forecast;
 use crate::ops::status::{Role, State};
 use crate::outbox::{Mapping, Resolved};
 use crate::postgres::lsn::Lsn;
@@ -259,8 +258,7 @@ async fn take_slot<S: Stream, P: Publisher>(
             }
             if Instant::now() >= survey_due {
                 survey_due = Instant::now() + SURVEY_APART;
-                let patience = forecast::patience(config.delivery.hold_back(&config.nats));
-                process.show_survey(Ok(base.survey().await?), Some(patience));
+                process.show_survey(Ok(base.survey().await?), config);
             }
             // Who cannot publish cannot take over, and must not be counted on.
             if broker.link.borrow().up {

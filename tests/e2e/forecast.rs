@@ -97,6 +97,24 @@ async fn the_loss_of_a_slot_is_foretold_while_nats_is_away_and_no_longer_once_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_waits_beside_one_that_streams_foretells_no_loss() {
+    let (mut pipeline, busy) = busy_pipeline(LIMITED).await;
+    let mut leader = pipeline.run().await;
+    pipeline.set("NATS_URL", "nats://127.0.0.1:1");
+    let mut cut_off = pipeline.spawn(&["run"]);
+    let rate = eventually("it knows the rate of WAL", async || {
+        let status = cut_off.status().await?;
+        assert_eq!(status["role"], "waiting", "{status}");
+        status["wal_bytes_per_second"].as_f64().filter(|rate| *rate > 500_000.0)
+    })
+    .await;
+    assert_eq!(seconds_to_loss(&cut_off).await, Some(f64::INFINITY), "at {rate} B/s");
+    assert!(!cut_off.stderr().contains("PR0602"), "{}", cut_off.stderr());
+    assert_eq!((cut_off.terminate().await, leader.terminate().await), (Some(0), Some(0)));
+    busy.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_foretells_the_loss_of_a_slot_that_no_relay_reads() {
     let (pipeline, busy) = busy_pipeline(LIMITED).await;
     let read = pipeline.postrider(&["status", "--json"]).await;
