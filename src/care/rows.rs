@@ -153,9 +153,11 @@ impl Plan {
         let leaves = sql.client.query(query, &[&self.oid]).await?;
         let leaf = |row: &tokio_postgres::Row| {
             let (oid, constraint): (u32, String) = (row.get(0), row.get(2));
-            Leaf { oid, blocks: unsigned(row.get(1)), rows: format!("({constraint}) AND o.tableoid = {oid}") }
+            // One that is being dropped has no size any more.
+            let blocks = unsigned(row.get::<_, Option<i64>>(1)?);
+            Some(Leaf { oid, blocks, rows: format!("({constraint}) AND o.tableoid = {oid}") })
         };
-        Ok(leaves.iter().map(leaf).collect())
+        Ok(leaves.iter().filter_map(leaf).collect())
     }
 }
 

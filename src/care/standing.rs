@@ -123,7 +123,7 @@ pub(super) async fn witness(sql: &Sql) -> Result<Witness, Failure> {
 /// The transaction that keeps the horizon at `horizon`, of whatever database.
 pub(super) async fn holder(sql: &Sql, horizon: u64) -> Result<Option<Failure>, Failure> {
     // Of another user's process a role without pg_monitor sees the locks, and not the transaction.
-    let query = "SELECT format('process %s of %I in database %I%s', a.pid, a.usename, a.datname, \
+    let query = "SELECT format('process %s of %s in database %s%s', a.pid, coalesce(a.usename, a.backend_type), a.datname, \
         ', ' || a.state || ', which began at ' || a.xact_start) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
         WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.transactionid::text::bigint = $1 \
         UNION ALL SELECT format('prepared transaction %L of %I in database %I, of %s', gid, owner, database, prepared) \

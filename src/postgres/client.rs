@@ -1,7 +1,7 @@
 //! Ordinary SQL: tokio-postgres over a connection that has logged in as the replication connection does.
 
 use super::connection::Connection;
-use super::error::{Error, ServerError};
+use super::error::{Error, ServerError, awaits_standby};
 use super::login::{self, Replay, Session};
 use super::target::{Host, SessionAttrs, Target};
 use std::future::poll_fn;
@@ -155,7 +155,7 @@ impl Sql {
     }
 }
 
-/// "skipped loading publication"
+/// "skipped loading publication", and not the wait for a standby, which has the same SQLSTATE.
 fn is_skip(notice: &DbError) -> bool {
-    *notice.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
+    *notice.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE && !awaits_standby(notice.message())
 }

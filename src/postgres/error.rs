@@ -87,12 +87,17 @@ pub struct ServerError {
     pub context: Option<String>,
 }
 
+/// Whether a notice says that decoding waits for a standby (17 and later): a walsender's, or that of a look
+/// into a slot. The setting's name is in it in every language.
+pub(super) fn awaits_standby(message: &str) -> bool {
+    message.contains("synchronized_standby_slots")
+}
+
 impl ServerError {
-    /// Whether a walsender says that it waits for a standby (17 and later). The setting's name is in it in
-    /// every language.
+    /// Whether a walsender says that it waits for a standby.
     #[must_use]
     pub fn awaits_standby(&self) -> bool {
-        self.message.contains("synchronized_standby_slots")
+        awaits_standby(&self.message)
     }
 
     /// Reads the fields of an ErrorResponse or a NoticeResponse; a message that is not UTF-8 (the
