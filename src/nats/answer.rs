@@ -50,7 +50,9 @@ impl Answer {
                 return Failure::new(Code::NatsSession, message, retry);
             }
             Answer::NoResponders => {
-                let message = format!("no stream listens on `{subject}`: stream `{stream}` has no leader");
+                let message = format!(
+                    "no stream listens on `{subject}`: JetStream has no leader for stream `{stream}`"
+                );
                 return Failure::new(Code::NatsSession, message, LEADERLESS);
             }
             Answer::Refused { code, err_code, description } => (*err_code, *code, description),
