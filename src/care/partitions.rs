@@ -36,14 +36,15 @@ pub(super) async fn drop_old(
     dry: bool,
 ) -> Result<Vec<Outcome>, Failure> {
     let Some(partitions) = &plan.partitions else { return Ok(Vec::new()) };
+    let known = Known { sql, plan, proofs, older };
     let (mut outcomes, mut busy) = (Vec::new(), false);
     for partition in past(sql, plan, partitions).await? {
-        let staying = if busy { None } else { look(sql, plan, proofs, older, &partition).await? };
+        let staying = if busy { None } else { known.look(&partition).await? };
         let outcome = match staying {
             _ if busy => Outcome::Busy(partition.name),
             Some(waiting) => Outcome::Kept(partition.name, waiting),
             None if dry => Outcome::Dropped(partition.name),
-            None => drop_one(sql, plan, proofs, older, partition).await?,
+            None => known.drop_one(partition).await?,
         };
         busy = matches!(outcome, Outcome::Busy(_));
         outcomes.push(outcome);
@@ -72,61 +73,76 @@ async fn past(sql: &Sql, plan: &Plan, partitions: &Partitions) -> Result<Vec<Par
     Ok(rows.iter().map(|row| Partition { name: row.get(0), oid: row.get(1) }).collect())
 }
 
-/// The same as [`staying`], by which nobody is locked out. A look at millions of rows takes its time.
-async fn look(
-    sql: &Sql,
-    plan: &Plan,
-    proofs: &Proofs,
+/// By what a partition is judged.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    sql: &'a Sql,
+    plan: &'a Plan,
+    proofs: &'a Proofs,
     older: Older,
-    partition: &Partition,
-) -> Result<Option<u64>, Failure> {
-    sql.client.batch_execute("BEGIN; SET LOCAL statement_timeout = 0").await?;
-    let staying = staying(sql, plan, proofs, older, partition).await;
-    sql.client.batch_execute("ROLLBACK").await?;
-    staying
 }
 
-/// Whether rows of a partition must stay, and how many of them wait for a proof.
-async fn staying(
-    sql: &Sql,
-    plan: &Plan,
-    proofs: &Proofs,
-    older: Older,
-    partition: &Partition,
-) -> Result<Option<u64>, Failure> {
-    let query = format!(
-        "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {} AS o) AS r \
-         WHERE (p AND f) IS NOT TRUE",
-        plan.proved(),
-        plan.free(older, partition.oid),
-        partition.name
-    );
-    let row = sql.client.query_one(&query, &[&proofs.horizon(), &proofs.marks()]).await?;
-    let [staying, waiting] = [0, 1].map(|column| unsigned(row.get(column)));
-    Ok((staying > 0).then_some(waiting))
-}
+impl Known<'_> {
+    /// The same as [`staying`](Known::staying), by which nobody is locked out. A look at millions of rows takes
+    /// its time.
+    async fn look(self, partition: &Partition) -> Result<Option<u64>, Failure> {
+        self.sql.client.batch_execute("BEGIN; SET LOCAL statement_timeout = 0").await?;
+        let staying = self.staying(partition).await;
+        self.sql.client.batch_execute("ROLLBACK").await?;
+        staying
+    }
 
-async fn drop_one(
-    sql: &Sql,
-    plan: &Plan,
-    proofs: &Proofs,
-    older: Older,
-    partition: Partition,
-) -> Result<Outcome, Failure> {
-    let begin =
-        format!("BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {} IN SHARE MODE", partition.name);
-    let done = attempt(sql, plan, proofs, older, &partition, &begin).await;
-    let partition = partition.name;
-    let end = if matches!(done, Ok(None)) { "COMMIT" } else { "ROLLBACK" };
-    let ended = sql.client.batch_execute(end).await;
-    match done {
-        Ok(None) => ended.map(|()| Outcome::Dropped(partition)).map_err(Into::into),
-        Ok(Some(waiting)) => Ok(Outcome::Kept(partition, waiting)),
-        Err(Attempt::Busy) => {
-            debug!(partition, "others use the outbox: the partition is dropped another time");
-            Ok(Outcome::Busy(partition))
+    /// Whether rows of a partition must stay, and how many of them wait for a proof.
+    async fn staying(self, partition: &Partition) -> Result<Option<u64>, Failure> {
+        let Known { sql, plan, proofs, older } = self;
+        let query = format!(
+            "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {} AS o) AS r \
+             WHERE (p AND f) IS NOT TRUE",
+            plan.proved(),
+            plan.free(older, partition.oid),
+            partition.name
+        );
+        let row = sql.client.query_one(&query, &[&proofs.horizon(), &proofs.marks()]).await?;
+        let [staying, waiting] = [0, 1].map(|column| unsigned(row.get(column)));
+        Ok((staying > 0).then_some(waiting))
+    }
+
+    async fn drop_one(self, partition: Partition) -> Result<Outcome, Failure> {
+        let done = self.attempt(&partition).await;
+        let partition = partition.name;
+        let end = if matches!(done, Ok(None)) { "COMMIT" } else { "ROLLBACK" };
+        let ended = self.sql.client.batch_execute(end).await;
+        match done {
+            Ok(None) => ended.map(|()| Outcome::Dropped(partition)).map_err(Into::into),
+            Ok(Some(waiting)) => Ok(Outcome::Kept(partition, waiting)),
+            Err(Attempt::Busy) => {
+                debug!(partition, "others use the outbox: the partition is dropped another time");
+                Ok(Outcome::Busy(partition))
+            }
+            Err(Attempt::Failed(failure)) => Err(failure),
         }
-        Err(Attempt::Failed(failure)) => Err(failure),
+    }
+
+    /// Rows that keep it and wait, or None when it is dropped. In a transaction that the caller ends.
+    async fn attempt(self, partition: &Partition) -> Result<Option<u64>, Attempt> {
+        let client = &self.sql.client;
+        let name = &partition.name;
+        client
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {name} IN SHARE MODE"
+            ))
+            .await?;
+        let staying = self.staying(partition).await.map_err(Attempt::Failed)?;
+        if staying.is_some() {
+            return Ok(staying);
+        }
+        // Whoever writes meanwhile waits behind this.
+        let drop = format!(
+            "SET LOCAL lock_timeout = '200ms'; ALTER TABLE {} DETACH PARTITION {name}; DROP TABLE {name}",
+            self.plan.name
+        );
+        client.batch_execute(&drop).await?;
+        Ok(None)
     }
 }
 
@@ -142,28 +158,4 @@ impl From<tokio_postgres::Error> for Attempt {
             _ => Attempt::Failed(error.into()),
         }
     }
-}
-
-/// Rows that keep it and wait, or None when it is dropped.
-async fn attempt(
-    sql: &Sql,
-    plan: &Plan,
-    proofs: &Proofs,
-    older: Older,
-    partition: &Partition,
-    begin: &str,
-) -> Result<Option<u64>, Attempt> {
-    sql.client.batch_execute(begin).await?;
-    let staying = staying(sql, plan, proofs, older, partition).await.map_err(Attempt::Failed)?;
-    if staying.is_some() {
-        return Ok(staying);
-    }
-    // Whoever writes meanwhile waits behind this.
-    let drop = format!(
-        "SET LOCAL lock_timeout = '200ms'; ALTER TABLE {} DETACH PARTITION {partition}; DROP TABLE {partition}",
-        plan.name,
-        partition = partition.name
-    );
-    sql.client.batch_execute(&drop).await?;
-    Ok(None)
 }

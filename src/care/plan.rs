@@ -101,14 +101,14 @@ async fn draw(
         problems.push(failure);
         None
     });
-    let delete = care.delete_after.map(|after| due(after, &name, table, resolved, mark.as_ref())).transpose();
+    let marked = mark.as_ref().map(|(column, _)| column.as_str());
+    let delete = care.delete_after.map(|after| due(after, &name, table, resolved, marked)).transpose();
     let delete = delete.unwrap_or_else(|failure| {
         problems.push(failure);
         None
     });
-    let found =
-        Found::of(sql, config, table, resolved, mark.as_ref().map(|(name, ..)| name.as_str())).await?;
-    problems.extend(found.problems(sql, config, mark.as_ref().map(|(name, ..)| name.as_str())));
+    let found = Found::of(sql, config, table, resolved, marked).await?;
+    problems.extend(found.problems(sql, config, marked));
     let archive = match &care.archive_table {
         None => None,
         Some(archive) => match fit_archive(sql, config, table, archive).await? {
@@ -137,7 +137,7 @@ async fn draw(
         name,
         partitioned,
         id: escape_identifier(resolved.id_column()),
-        mark: mark.map(|(.., mark)| mark),
+        mark: mark.map(|(_, mark)| mark),
         delete,
         archive,
         partitions,
@@ -153,8 +153,8 @@ fn type_of(table: &Table, column: &str) -> Option<u32> {
     table.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
 }
 
-/// Name and type of the marked column, and how it is marked.
-fn mark(care: &Care, name: &str, table: &Table) -> Result<(String, u32, Mark), Failure> {
+/// Name of the marked column, and how it is marked.
+fn mark(care: &Care, name: &str, table: &Table) -> Result<(String, Mark), Failure> {
     let found = match &care.mark_column {
         Some(column) => MarkColumn::named(column, &table.columns),
         None => MarkColumn::usual(&table.columns)
@@ -175,9 +175,8 @@ fn mark(care: &Care, name: &str, table: &Table) -> Result<(String, u32, Mark), F
         MarkKind::Timestamptz => "now()",
     };
     let unmarked = format!("NOT ({})", column.is_set());
-    let (column, quoted) = (column.name.clone(), escape_identifier(&column.name));
-    let type_oid = type_of(table, &column).unwrap_or_default();
-    Ok((column, type_oid, Mark { column: quoted, value, unmarked }))
+    let quoted = escape_identifier(&column.name);
+    Ok((column.name, Mark { column: quoted, value, unmarked }))
 }
 
 /// Which rows are old enough.
@@ -186,20 +185,18 @@ fn due(
     name: &str,
     table: &Table,
     resolved: &Resolved,
-    mark: Option<&(String, u32, Mark)>,
+    marked: Option<&str>,
 ) -> Result<String, Failure> {
     if after.is_zero() {
         return Ok("true".to_owned());
     }
-    let created = resolved.created_at_column().and_then(|column| Some((column, type_of(table, column)?)));
-    let marked = mark.map(|(column, type_oid, _)| (column.as_str(), *type_oid));
-    let now = |type_oid| match type_oid {
+    let now = |column| match type_of(table, column)? {
         TIMESTAMPTZ => Some("now()"),
         TIMESTAMP | DATE => Some("localtimestamp"),
         _ => None,
     };
-    let aged = [created, marked].into_iter().flatten();
-    match aged.into_iter().find_map(|(column, type_oid)| Some((column, now(type_oid)?))) {
+    let mut aged = [resolved.created_at_column(), marked].into_iter().flatten();
+    match aged.find_map(|column| Some((column, now(column)?))) {
         Some((column, now)) => Ok(format!(
             "coalesce(o.{} < {now} - make_interval(secs => {}), false)",
             escape_identifier(column),
