@@ -391,14 +391,22 @@ pub async fn table_size(sql: &Sql, schema: &str, name: &str) -> Result<TableSize
          sum(pg_stat_get_dead_tuples(tree.oid))::bigint FROM patience, tree",
         &parameters,
     );
-    let row = match asking.await.map_err(Error::from) {
-        Ok(row) => row,
-        // lock_not_available
-        Err(Error::Server(said)) if said.code.code() == "55P03" => return Ok(TableSize::default()),
-        Err(error) => return Err(error),
-    };
+    let Some(row) = unless_locked(asking.await)? else { return Ok(TableSize::default()) };
     let column = |place: usize| row.get::<_, Option<i64>>(place).and_then(|value| u64::try_from(value).ok());
     Ok(TableSize { bytes: column(0), dead_tuples: column(1) })
+}
+
+/// What was answered; none where a lock was not waited for any longer (`lock_timeout`).
+///
+/// # Errors
+/// All others.
+pub fn unless_locked<T>(asked: Result<T, tokio_postgres::Error>) -> Result<Option<T>, Error> {
+    match asked.map_err(Error::from) {
+        Ok(answer) => Ok(Some(answer)),
+        // lock_not_available
+        Err(Error::Server(said)) if said.code.code() == "55P03" => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The end of the WAL that is being written.

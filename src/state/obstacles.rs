@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::postgres::client::Sql;
 use crate::postgres::error::Error;
+use crate::postgres::preflight::unless_locked;
 use std::time::Duration;
 use tracing::debug;
 
@@ -110,12 +111,7 @@ async fn row_filter(sql: &Sql, config: &Config) -> Result<Option<String>, Error>
          SELECT * FROM pg_publication_tables WHERE patience.is_set IS NOT NULL \
          AND pubname = $3 AND schemaname = $1 AND tablename = $2) t";
     let asked = sql.client.query_opt(query, &[&table.schema, &table.name, publication]).await;
-    match asked.map_err(Error::from) {
-        Ok(row) => Ok(row.and_then(|row| row.get(0))),
-        // lock_not_available
-        Err(Error::Server(said)) if said.code.code() == "55P03" => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(unless_locked(asked)?.flatten().and_then(|row| row.get(0)))
 }
 
 /// A lock that only writers of the table take; everyone may see it. Ours are clean-up's.
