@@ -8,7 +8,7 @@ use postrider::demo::servers::{NatsServer, PostgresOptions, PostgresPrograms, Po
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,9 +51,20 @@ pub(crate) async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> 
     Ok(client)
 }
 
+/// Of this checkout.
+pub(crate) fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// On PATH.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
 /// The newest psql, without an environment, over the libpq with TLS that `scripts/servers.sh all` installs.
 pub(crate) fn psql() -> Command {
-    let libpq = Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers/libpq");
+    let libpq = file(".servers/libpq");
     let library = std::fs::read_dir(&libpq).into_iter().flatten().flatten().map(|entry| entry.path());
     let library = library.into_iter().find(|path| path.to_string_lossy().contains("/libpq-"));
     let library = library.expect("no .servers/libpq: scripts/servers.sh all installs it");
@@ -356,11 +367,6 @@ fn append(file: &NamedTempFile) -> File {
     File::options().append(true).open(file.path()).unwrap()
 }
 
-fn has_setpriv() -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).any(|folder| folder.join("setpriv").is_file())
-}
-
 /// A running command, most often `postrider run`. Dropping it kills it; its log is printed when the
 /// test fails.
 pub(crate) struct Relay {
@@ -400,7 +406,7 @@ impl Relay {
     pub(crate) fn spawn(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Relay {
         // A relay must not outlive a killed test; the kernel sees to it where setpriv is there.
         let binary = env!("CARGO_BIN_EXE_postrider");
-        let mut command = if has_setpriv() {
+        let mut command = if find_program("setpriv").is_some() {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "--", binary]);
             command

@@ -23,17 +23,13 @@ mod status;
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-
-fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
+use support::file;
 
 /// A program that scripts/operations.sh installs.
 fn program(name: &str) -> PathBuf {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let found = support::find_program(name);
     found.unwrap_or_else(|| panic!("{name} is not installed: scripts/operations.sh installs it"))
 }
 

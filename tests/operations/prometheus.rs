@@ -134,15 +134,21 @@ async fn a_real_prometheus_scrapes_the_relays_and_what_is_caused_fires_and_clear
     prometheus.fires(&["PostriderNoLeader"]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_moves_on() {
-    let settings = &[("max_slot_wal_keep_size", "64MB")][..];
-    let mut pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
+/// A relay that streams and is scraped; its slot may keep so much WAL.
+async fn scraped_with_slot_limit(limit: &str) -> (Pipeline, Relay, Prometheus) {
+    let settings = &[("max_slot_wal_keep_size", limit)][..];
+    let pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
     pipeline.execute(ARTICLE).await;
     pipeline.init().await;
-    let mut relay = pipeline.run().await;
+    let relay = pipeline.run().await;
     let prometheus = Prometheus::start(&[&relay]);
     eventually("it is scraped", async || prometheus.value("up").await.filter(|up| *up == 1.0)).await;
+    (pipeline, relay, prometheus)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_moves_on() {
+    let (mut pipeline, mut relay, prometheus) = scraped_with_slot_limit("64MB").await;
     prometheus.comes("PostriderSlotNearLoss", false).await;
     pipeline.nats.kill();
     relay.is("role", "waiting").await;
@@ -169,13 +175,7 @@ async fn a_slot_near_its_loss_is_told_before_it_is_lost_and_no_longer_when_it_mo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_lost_while_nats_is_away_is_told_and_ends_the_relay_when_nats_is_back() {
-    let settings = &[("max_slot_wal_keep_size", "16MB")][..];
-    let mut pipeline = Pipeline::on(Servers { settings, ..Servers::default() }).await;
-    pipeline.execute(ARTICLE).await;
-    pipeline.init().await;
-    let mut relay = pipeline.run().await;
-    let prometheus = Prometheus::start(&[&relay]);
-    eventually("it is scraped", async || prometheus.value("up").await.filter(|up| *up == 1.0)).await;
+    let (mut pipeline, mut relay, prometheus) = scraped_with_slot_limit("16MB").await;
     pipeline.nats.kill();
     relay.is("role", "waiting").await;
     pipeline.execute("CREATE TABLE filler (text text)").await;
