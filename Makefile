@@ -52,18 +52,18 @@ packaging:
 test: servers operations examples packaging
 	$(CARGO) test --locked
 
-# One seed with everything that happens in it: make soak SEED=17 COUNT=1 POSTRIDER_SIMULATION_TRACE=1
+# One seed with everything that happens in it: make soak SEED=17 COUNT=1 SIMULATION_TRACE=1
 soak: SEED ?= $(shell date +%s)
 soak: COUNT ?= 20000
 soak:
-	POSTRIDER_SIMULATION_SEED=$(SEED) POSTRIDER_SIMULATION_COUNT=$(COUNT) \
+	SIMULATION_SEED=$(SEED) SIMULATION_COUNT=$(COUNT) \
 		$(CARGO) test --locked --release --lib under_any_mix -- --nocapture
 
 # NATS is a version, cluster, or cluster-2.12.
 torture:
 	scripts/servers.sh $(if $(filter 2.9%,$(NATS)),torture,all)
-	POSTRIDER_TORTURE_MINUTES=$(MINUTES) POSTRIDER_TORTURE_SEED=$(SEED) POSTRIDER_TORTURE_POSTGRES=$(POSTGRES) \
-		POSTRIDER_TORTURE_NATS=$(NATS) $(CARGO) test --locked --test torture -- --nocapture
+	TORTURE_MINUTES=$(MINUTES) TORTURE_SEED=$(SEED) TORTURE_POSTGRES=$(POSTGRES) \
+		TORTURE_NATS=$(NATS) $(CARGO) test --locked --test torture -- --nocapture
 
 torture-matrix:
 	scripts/servers.sh torture

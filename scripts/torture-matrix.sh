@@ -18,14 +18,14 @@ for pair in $PAIRS; do
         continue
     fi
     echo "== Postgres $postgres, NATS $nats"
-    if POSTRIDER_TORTURE_POSTGRES=$postgres POSTRIDER_TORTURE_NATS=$nats POSTRIDER_TORTURE_MINUTES=$minutes \
+    if TORTURE_POSTGRES=$postgres TORTURE_NATS=$nats TORTURE_MINUTES=$minutes \
         ${CARGO:-cargo} test --locked --quiet --test torture -- --nocapture 2>&1 | tee "$log"; then
         verdict=ok
     else
         verdict=FAILED
         failed=1
     fi
-    seed=$(sed -n 's/^POSTRIDER_TORTURE_SEED=//p' "$log")
+    seed=$(sed -n 's/^TORTURE_SEED=//p' "$log")
     proof=$(sed -n 's/^.* s  \([0-9]* faults: .*\)/\1/p' "$log")
     printf '%-9s Postgres %s, NATS %-12s seed %s  %s\n' "$verdict" "$postgres" "$nats" "$seed" "${proof:-no proof}" >>"$summary"
 done

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const CONFIGURATION: &str = "/etc/postrider/postrider.toml";
+const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The package of the binary that is tested, in a folder.
 fn build(folder: &Path) -> PathBuf {
@@ -82,6 +83,13 @@ fn configure(key: &str, value: &str) {
     std::fs::write(CONFIGURATION, text.replacen(line, &format!("{key} = {value:?}"), 1)).unwrap();
 }
 
+/// As typed at the root of a machine where no variable names a key.
+fn shell(command: &str) -> Command {
+    let mut sh = Command::new("sh");
+    sh.args(["-c", command]).env_clear().env("PATH", SYSTEM_PATH).current_dir("/");
+    sh
+}
+
 /// The `ExecStart=` of a unit that is installed, to the letter, as its user and without what the unit takes away.
 fn start(unit: &str, systemd: &Systemd) -> Child {
     let installed = std::fs::read_to_string(Path::new("/usr/lib/systemd/system").join(unit)).unwrap();
@@ -91,7 +99,7 @@ fn start(unit: &str, systemd: &Systemd) -> Child {
     setpriv.args(["--reuid", &user, "--regid", &group, "--init-groups", "--no-new-privs"]);
     setpriv.args(["--bounding-set=-all", "--inh-caps=-all", "--pdeathsig", "KILL", "--"]);
     setpriv.args(units::setting(unit, "ExecStart").split_whitespace());
-    setpriv.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(systemd.variables());
+    setpriv.env_clear().env("PATH", SYSTEM_PATH).envs(systemd.variables());
     setpriv.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     setpriv.spawn().unwrap()
 }
@@ -120,7 +128,7 @@ async fn the_package_is_installed_configured_started_by_its_unit_and_leaves_noth
 
     let init = as_the_readme_says("DATABASE_URL=postgres://postgres@localhost/shop postrider init");
     let init = init.replacen("postgres://postgres@localhost/shop", &administrator, 1);
-    done(Command::new("sh").args(["-c", &init]).current_dir("/"));
+    done(&mut shell(&init));
     let privileges = as_the_readme_says("/usr/share/postrider/sql/privileges.sql");
     done(psql().args(["-v", "ON_ERROR_STOP=1", "-d", &administrator, "-f", privileges]));
 
@@ -131,11 +139,7 @@ async fn the_package_is_installed_configured_started_by_its_unit_and_leaves_noth
     pipeline.execute("INSERT INTO outbox (event_type, payload) VALUES ('order_placed', '{}')").await;
     pipeline.stored(1).await;
     systemd.hears("WATCHDOG=1").await;
-    let as_user = |arguments: &str| {
-        let mut sh = Command::new("sh");
-        sh.args(["-c", &format!("runuser -u postrider -- postrider {arguments}")]).current_dir("/");
-        sh
-    };
+    let as_user = |arguments: &str| shell(&format!("runuser -u postrider -- postrider {arguments}"));
     done(&mut as_user("status --check"));
     // Of a server that was not set up for an outbox it finds warnings, and no more.
     as_the_readme_says("runuser -u postrider -- postrider doctor");

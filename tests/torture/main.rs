@@ -7,10 +7,10 @@
 //!
 //! | variable | |
 //! | --- | --- |
-//! | `POSTRIDER_TORTURE_SEED` | the seed of an earlier run, for the same faults; default: the clock |
-//! | `POSTRIDER_TORTURE_MINUTES` | default 2 |
-//! | `POSTRIDER_TORTURE_POSTGRES` | a major version |
-//! | `POSTRIDER_TORTURE_NATS` | a version, `cluster`, or both: `cluster-2.12` |
+//! | `TORTURE_SEED` | the seed of an earlier run, for the same faults; default: the clock |
+//! | `TORTURE_MINUTES` | default 2 |
+//! | `TORTURE_POSTGRES` | a major version |
+//! | `TORTURE_NATS` | a version, `cluster`, or both: `cluster-2.12` |
 //!
 //! What happens to the servers' own timing is not drawn: a seed gives the same faults, not the same
 //! run.
@@ -52,7 +52,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 async fn under_faults_of_every_kind_nothing_is_lost_doubled_or_out_of_order() {
     let seed = variable("SEED").map_or_else(clock, |seed| seed.parse().expect("a seed is a number"));
     let minutes = variable("MINUTES").map_or(2.0, |minutes| minutes.parse().expect("minutes are a number"));
-    println!("POSTRIDER_TORTURE_SEED={seed}");
+    println!("TORTURE_SEED={seed}");
     let mut rig = Rig::start(&pair(), seed).await;
     let url = rig.postgres.url("postgres");
     let oracle = Oracle::start(&url).await;
@@ -159,7 +159,7 @@ fn pair() -> Pair {
 }
 
 fn variable(name: &str) -> Option<String> {
-    std::env::var(format!("POSTRIDER_TORTURE_{name}")).ok().filter(|value| !value.is_empty())
+    std::env::var(format!("TORTURE_{name}")).ok().filter(|value| !value.is_empty())
 }
 
 fn clock() -> u64 {

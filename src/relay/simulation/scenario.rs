@@ -598,13 +598,13 @@ mod tests {
 
     #[test]
     fn under_any_mix_of_faults_the_stream_is_the_log() {
-        if std::env::var_os("POSTRIDER_SIMULATION_TRACE").is_some() {
+        if std::env::var_os("SIMULATION_TRACE").is_some() {
             let _ = tracing_subscriber::fmt().without_time().with_max_level(tracing::Level::DEBUG).try_init();
         }
         let number = |name: &str, default| {
             std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
         };
-        sweep(number("POSTRIDER_SIMULATION_SEED", 1), number("POSTRIDER_SIMULATION_COUNT", 2000));
+        sweep(number("SIMULATION_SEED", 1), number("SIMULATION_COUNT", 2000));
     }
 
     #[test]
