@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// Only rows that were created then or later: a duration before now, or a time like 2026-01-31T00:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = verify::since)]
     since: Option<Timestamp>,
-    /// Also rows that are marked as processed.
+    /// Also rows that are marked as processed: by the column `processed`, else `processed_at`, or care.mark_column.
     #[arg(long)]
     processed: bool,
     /// Print one JSON object.
@@ -118,7 +118,20 @@ fn human(survey: &Survey, args: &Args) -> String {
             format!("foreign     {} messages of others: --accept passes over them", survey.foreign)
         }));
     }
+    lines.extend(marked(survey));
     lines.join("\n") + "\n"
+}
+
+/// The rows that nothing but their mark keeps out.
+pub(super) fn marked(survey: &Survey) -> Option<String> {
+    (survey.marked > 0).then(|| {
+        format!(
+            "marked      {} rows that the stream lacks stay out: {} says that someone else has published them. \
+             Is it not so, --processed",
+            survey.marked,
+            verify::marks(&survey.mark_columns)
+        )
+    })
 }
 
 fn done(mended: &Mended, config: &Config) -> String {

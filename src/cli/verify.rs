@@ -18,12 +18,16 @@ Example:
   postrider verify --json | jq '.missing_ids'
 
 A relay may run meanwhile. Rows that were committed before the slot existed count as missing; so does a row
-whose message was deleted. Rows that a poller has marked as processed are counted apart. An id that was
-inserted twice is stored twice, and counts as doubled. Exit status 6 when table and stream differ.")]
+whose message was deleted. Rows that are marked as processed (in `processed`, else `processed_at`, or the column of
+care.mark_column) are counted apart where the stream lacks them. An id that was inserted twice is stored twice, and
+counts as doubled. Exit status 6 when table and stream differ.")]
 pub(super) struct Args {
     /// Only rows that were created then or later: a duration before now, or a time like 2026-01-31T00:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Timestamp>,
+    /// Count rows that are marked as processed like the others: what the stream lacks of them is missing.
+    #[arg(long)]
+    processed: bool,
     /// How long to wait for a running relay to settle what is committed.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -68,7 +72,7 @@ pub(super) fn run(args: &Args) -> Ended {
     let mut report = Report::default();
     block_on(async {
         let bar = bar();
-        let scope = Scope { since: args.since, patience: args.wait };
+        let scope = Scope { since: args.since, processed: args.processed, patience: args.wait };
         report = verify(&config, scope, |progress| show(&bar, progress)).await?;
         bar.finish_and_clear();
         Ok(())
@@ -86,6 +90,10 @@ pub(super) fn run(args: &Args) -> Ended {
         if report.undecided { ", some rows not settled in time" } else { "" }
     );
     let remedy = match () {
+        () if report.missing > 0 && args.processed => {
+            "stop the relay, then postrider recover --processed publishes what is missing; it shows what it would \
+             do, and asks"
+        }
         () if report.missing > 0 => {
             "stop the relay, then postrider recover publishes what is missing; it shows what it would do, and asks"
         }
@@ -111,10 +119,14 @@ fn human(report: &Report) -> String {
     named(&mut text, "MISORDERED", report.misordered, report.misordered_messages.iter().map(stray));
     named(&mut text, "FOREIGN   ", report.foreign, report.foreign_messages.iter().map(stray));
     let _ = writeln!(text, "rows       {}", report.rows);
+    let marked = format!(
+        "   marked in {}, not in the stream: published by someone else? --processed counts them as missing",
+        marks(&report.mark_columns)
+    );
     for (name, count, meaning) in [
         ("stored    ", report.stored, ""),
         ("lettered  ", report.lettered, "   dead letters, open or dropped"),
-        ("processed ", report.processed, "   marked so, and published by someone else"),
+        ("processed ", report.processed, marked.as_str()),
         (
             "pending   ",
             report.pending,
@@ -129,6 +141,12 @@ fn human(report: &Report) -> String {
         text.push_str("ok         table and stream agree\n");
     }
     text
+}
+
+/// Columns, for a sentence.
+pub(super) fn marks(columns: &[String]) -> String {
+    let quoted: Vec<_> = columns.iter().map(|name| format!("`{}`", printable(name))).collect();
+    quoted.join(" or ")
 }
 
 fn named(text: &mut String, kind: &str, count: u64, named: impl Iterator<Item = String>) {

@@ -124,9 +124,9 @@ impl MarkColumn {
 }
 
 impl NoMark {
-    /// It cannot be told which rows of `table` are processed.
+    /// It cannot be told which rows of `table` are processed. `remedy` beside naming a column.
     #[must_use]
-    pub fn unclear(self, table: &impl Display) -> Failure {
+    pub fn unclear(&self, table: &impl Display, remedy: &str) -> Failure {
         let (column, what) = match self {
             NoMark::Missing(column) => (column, "does not exist"),
             NoMark::Unfit(column) => (column, "is neither a boolean nor a time"),
@@ -134,8 +134,9 @@ impl NoMark {
         Failure::new(
             Code::MarkUnclear,
             format!("column `{column}` of {table} {what}: it is unclear which rows are processed"),
-            "name a boolean that is true for processed rows, or a time that is not null: care.mark_column, or with \
-             run --shadow --mark-column; postrider explain PR0117 tells what to do where there is none",
+            format!(
+                "name a boolean that is true for processed rows, or a time that is not null: care.mark_column; {remedy}"
+            ),
         )
     }
 }

@@ -13,7 +13,7 @@
 //! better than we would.
 
 use super::Progress;
-use super::ids::{Ids, Peeked};
+use super::ids::{Ids, Peeked, Rows};
 use super::order::{Order, Seen, Stray};
 use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
@@ -40,6 +40,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 pub struct Scope {
     /// Only rows that were created then or later.
     pub since: Option<Timestamp>,
+    /// Rows that are marked as processed count like the others.
+    pub processed: bool,
     /// How long a running relay may take to settle what was committed.
     pub patience: Duration,
 }
@@ -55,8 +57,10 @@ pub struct Report {
     pub lettered: u64,
     /// … that the slot still holds, or that the relay has not come to in time.
     pub pending: u64,
-    /// … that are marked as processed and were published by someone else.
+    /// … that are marked as processed and not in the stream: someone else is taken to have published them.
     pub processed: u64,
+    /// The columns that mark them.
+    pub mark_columns: Vec<String>,
     /// … that are nowhere.
     pub missing: u64,
     /// Messages of events that the stream has already.
@@ -109,7 +113,8 @@ pub async fn verify(
     let side = Sql::connect(&sql.target, &sql.host).await?;
     let publication = preflight::publication(&sql, config, &table).await?;
     let ids = Ids::new(&sql, config, &resolved, &table, &publication, row.system_id).await?;
-    let committed = ids.take_rows(scope.since).await?;
+    let rows = Rows { since: scope.since, processed: scope.processed };
+    let committed = ids.take_rows(rows).await?;
     let mut order = Order::new(&row.slot, row.system_id, row.passed_seq);
     let mut read = look.first_seq.saturating_sub(1);
     let mut last = look.end.last_seq;
@@ -159,6 +164,7 @@ pub async fn verify(
         sleep(ASK_AGAIN).await;
     }
     let mut report = ids.judge(&row, undecided).await?;
+    report.mark_columns = ids.mark_names(rows)?;
     (report.misordered, report.misordered_messages) = order.misordered();
     (report.foreign, report.foreign_messages) = order.foreign();
     Ok(report)

@@ -170,6 +170,56 @@ async fn a_mark_that_cannot_be_read_is_refused_rather_than_taken_for_none() {
     left_alone(&pipeline).await;
 }
 
+#[tokio::test]
+async fn where_a_mark_cannot_be_read_all_rows_are_published_with_processed() {
+    let pipeline = polled("processed smallint", "processed = 0").await;
+    let filled = pipeline.postrider(&["init", "--backfill", "--processed"]).await;
+    assert_eq!(filled.code, Some(0), "{}", filled.stderr);
+    pipeline.exactly(15).await;
+    for command in ["recover", "verify"] {
+        let refused = pipeline.postrider(&[command]).await;
+        assert!(
+            refused.stderr.contains("PR0117") && refused.stderr.contains("--processed"),
+            "{}",
+            refused.stderr
+        );
+        let ended = pipeline.postrider(&[command, "--processed"]).await;
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    }
+}
+
+/// `processed_at` may mean something else: who does not know what was left out for it never misses it.
+#[tokio::test]
+async fn rows_that_stay_out_for_their_mark_are_counted_and_the_column_is_named() {
+    let pipeline = polled("processed_at timestamptz", "processed_at = now()").await;
+    let filled = pipeline.postrider(&["init", "--backfill"]).await;
+    let said = "10 rows that the stream lacks stay out: `processed_at`";
+    assert!(filled.stdout.contains(said), "{}{}", filled.stdout, filled.stderr);
+    pipeline.exactly(5).await;
+
+    let sound = pipeline.postrider(&["recover"]).await;
+    assert!(sound.stdout.contains("nothing is missing") && sound.stdout.contains(said), "{}", sound.stdout);
+    let survey = pipeline.postrider(&["recover", "--dry-run", "--json"]).await;
+    let survey: serde_json::Value = serde_json::from_str(&survey.stdout).unwrap();
+    assert_eq!((&survey["marked"], &survey["mark_columns"]), (&10.into(), &["processed_at"].into()));
+    let verified = pipeline.postrider(&["verify"]).await;
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    assert!(verified.stdout.contains("processed  10   marked in `processed_at`"), "{}", verified.stdout);
+
+    let differs = pipeline.postrider(&["verify", "--processed"]).await;
+    assert_eq!(differs.code, Some(6), "{}", differs.stdout);
+    assert!(
+        differs.stderr.contains("10 missing") && differs.stderr.contains("recover --processed"),
+        "{}",
+        differs.stderr
+    );
+    let also = pipeline.postrider(&["recover", "--yes", "--processed"]).await;
+    assert_eq!(also.code, Some(0), "{}", also.stderr);
+    pipeline.exactly(15).await;
+    let sound = pipeline.postrider(&["recover"]).await;
+    assert!(!sound.stdout.contains("stay out"), "{}", sound.stdout);
+}
+
 /// A backfill of 30,000 rows that has published some.
 async fn half_way() -> (Pipeline, Relay) {
     let pipeline = Pipeline::start().await;

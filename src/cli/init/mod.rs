@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// and run again.
     #[arg(long)]
     backfill: bool,
+    /// With --backfill: also rows that are marked as processed, by the column `processed`, else `processed_at`, or
+    /// care.mark_column.
+    #[arg(long, requires = "backfill")]
+    processed: bool,
     /// Go on with what is there although it cannot be proved to fit; says what is given up.
     #[arg(long)]
     adopt: bool,
@@ -207,13 +211,16 @@ async fn backfill(args: &Args, config: &Config, nats: &Nats) -> Result<(), Failu
     let asked = Asked {
         phase: Phase::Backfill,
         since: None,
-        processed: false,
+        processed: args.processed,
         accept: args.adopt,
         adopt: args.adopt,
     };
     let bar = super::verify::bar();
     let consent = |survey: &Survey| {
         println!("backfill    {} rows", survey.missing);
+        if let Some(marked) = super::recover::marked(survey) {
+            println!("{marked}");
+        }
         Ok(true)
     };
     let mended = mend(config, asked, nats, consent, |progress| super::verify::show(&bar, progress)).await?;

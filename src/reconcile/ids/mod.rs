@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::delivery::checkpoint::Checkpoint;
 use crate::delivery::position::{Identity, Place};
 use crate::error::{Code, Failure};
-use crate::outbox::{MarkColumn, Resolved};
+use crate::outbox::{MarkColumn, NoMark, Resolved};
 use crate::postgres::client::{AS_PGOUTPUT, Sql};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::preflight::{Publication, Table, wal_insert_lsn};
@@ -36,7 +36,8 @@ const TABLES: &str = "CREATE TEMPORARY TABLE postrider_rows (id text NOT NULL, p
     CREATE TEMPORARY TABLE postrider_messages (id text NOT NULL, seq bigint NOT NULL, lsn pg_lsn, index bigint, \
     at bigint); \
     CREATE TEMPORARY TABLE postrider_slot (id text NOT NULL, lsn pg_lsn NOT NULL, index bigint NOT NULL, \
-    at bigint NOT NULL)";
+    at bigint NOT NULL); \
+    CREATE TEMPORARY TABLE postrider_left_out (id text NOT NULL)";
 
 /// The messages `m` that the slot, confirmed up to $1, would have to send again and does not hold.
 const NOT_OF_THE_SLOT: &str = "m.lsn >= $1::text::pg_lsn AND (m.lsn - '0/0') % 8 = 0 AND NOT EXISTS (SELECT \
@@ -52,8 +53,9 @@ pub(super) struct Ids<'a> {
     /// As the catalogue has it.
     id_column: String,
     created_at: Option<String>,
-    /// The rows `o` that are marked as processed.
-    processed: String,
+    /// The columns that mark a row as processed, or why that is unclear: which matters only where such rows
+    /// are told from others.
+    marks: Result<Vec<MarkColumn>, NoMark>,
 }
 
 /// Which rows count.
@@ -81,8 +83,6 @@ impl<'a> Ids<'a> {
         })?;
         let has = |name: &str| table.columns.iter().any(|column| column.name == name);
         let outbox = &config.outbox.table;
-        let marks = MarkColumn::all(config.care.mark_column.as_deref(), &table.columns);
-        let marks = marks.map_err(|no_mark| no_mark.unclear(outbox))?;
         Ok(Ids {
             sql,
             config,
@@ -93,8 +93,25 @@ impl<'a> Ids<'a> {
             },
             id_column: resolved.id_column().to_owned(),
             created_at: resolved.created_at_column().filter(|name| has(name)).map(str::to_owned),
-            processed: MarkColumn::any_is_set(&marks),
+            marks: MarkColumn::all(config.care.mark_column.as_deref(), &table.columns),
         })
+    }
+
+    /// The columns that mark rows which are not among `rows`.
+    pub(super) fn marks(&self, rows: Rows) -> Result<&[MarkColumn], Failure> {
+        match &self.marks {
+            _ if rows.processed => Ok(&[]),
+            Ok(marks) => Ok(marks),
+            Err(no_mark) => Err(no_mark.unclear(
+                &self.config.outbox.table,
+                "or --processed, which takes every row for one that nobody has published yet",
+            )),
+        }
+    }
+
+    /// Their names.
+    pub(super) fn mark_names(&self, rows: Rows) -> Result<Vec<String>, Failure> {
+        Ok(self.marks(rows)?.iter().map(|column| column.name.clone()).collect())
     }
 
     /// The id of a row `o`, as a header holds it.
@@ -121,9 +138,7 @@ impl<'a> Ids<'a> {
                 ));
             }
         }
-        if !rows.processed {
-            let _ = write!(condition, " AND NOT {}", self.processed);
-        }
+        let _ = write!(condition, " AND NOT {}", MarkColumn::any_is_set(self.marks(rows)?));
         Ok(condition)
     }
 
@@ -283,6 +298,20 @@ impl<'a> Ids<'a> {
         Ok(unsigned(self.sql.client.query_one(&query, &[]).await?.get(0)))
     }
 
+    /// How many rows are lacking likewise, and none of `rows` only because they are marked as processed.
+    pub(super) async fn marked_count(&self, rows: Rows, behind: Option<Place>) -> Result<u64, Failure> {
+        let marks = self.marks(rows)?;
+        if marks.is_empty() {
+            return Ok(0);
+        }
+        let query = format!(
+            "SELECT count(*) {} AND {}",
+            self.lacking(Rows { processed: true, ..rows }, behind)?,
+            MarkColumn::any_is_set(marks)
+        );
+        Ok(unsigned(self.sql.client.query_one(&query, &[]).await?.get(0)))
+    }
+
     /// Those rows: the columns of `table`, in the order in which they were written as far as that can be told:
     /// by a whole number as id, else by creation, else by id.
     pub(super) async fn lacking_rows(
@@ -338,26 +367,34 @@ impl<'a> Ids<'a> {
         Ok(self.sql.client.query_one(&query, &[&self.config.postgres.slot]).await?.get(0))
     }
 
-    /// Notes the rows that are left out although nothing proves that their events are stored, for table care to
-    /// leave them alone: those that someone else has marked as processed, and those from before the time to
-    /// begin at. How many.
-    pub(super) async fn list_left_out(&self, rows: Rows, behind: Option<Place>) -> Result<u64, Failure> {
+    /// Takes the rows that are left out although nothing proves that their events are stored: those that someone
+    /// else has marked as processed, and those from before the time to begin at. In the snapshot of the others:
+    /// what was committed after it, the slot sends.
+    pub(super) async fn take_left_out(&self, rows: Rows, behind: Option<Place>) -> Result<(), Failure> {
+        // Without a time of creation a row is not known to be one of `rows`.
+        let take = format!(
+            "INSERT INTO pg_temp.postrider_left_out SELECT DISTINCT {} FROM {} AS o WHERE {} AND ({}) IS NOT TRUE AND {}",
+            self.id(),
+            self.source,
+            self.counted(Rows { since: None, processed: true })?,
+            self.counted(rows)?,
+            self.unaccounted(behind)
+        );
+        self.sql.client.batch_execute(&take).await?;
+        Ok(())
+    }
+
+    /// Notes them for table care to leave them alone. How many.
+    pub(super) async fn list_left_out(&self) -> Result<u64, Failure> {
         let (schema, slot) = (&self.config.postgres.schema, &self.config.postgres.slot);
         // A schema of an earlier version: clean-up then takes no row for proved that it cannot tell.
         if !self.has_list().await? {
             return Ok(0);
         }
         older::settle(&self.sql.client, schema, slot).await?;
-        let id = self.id();
-        // Without a time of creation a row is not known to be one of `rows`.
         let list = format!(
-            "INSERT INTO {} (slot, event_id) SELECT DISTINCT $1, {id} FROM {} AS o WHERE {} AND ({}) IS NOT TRUE \
-             AND {} ON CONFLICT DO NOTHING",
-            older::table(schema),
-            self.source,
-            self.counted(Rows { since: None, processed: true })?,
-            self.counted(rows)?,
-            self.unaccounted(behind)
+            "INSERT INTO {} (slot, event_id) SELECT $1, id FROM pg_temp.postrider_left_out ON CONFLICT DO NOTHING",
+            older::table(schema)
         );
         let listed = self.sql.client.execute(&list, &[slot]).await?;
         if listed > 0 {

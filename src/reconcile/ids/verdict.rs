@@ -3,14 +3,15 @@
 use super::*;
 
 impl Ids<'_> {
-    /// Takes the ids of the rows: the end of the WAL, before which all of them were committed.
-    pub(in super::super) async fn take_rows(&self, since: Option<Timestamp>) -> Result<Lsn, Failure> {
+    /// Takes the ids of the rows, also of those that are no `rows` for their mark: the end of the WAL, before which
+    /// all of them were committed.
+    pub(in super::super) async fn take_rows(&self, rows: Rows) -> Result<Lsn, Failure> {
         let statement = format!(
             "INSERT INTO pg_temp.postrider_rows SELECT {}, {} FROM {} AS o WHERE {}",
             self.id(),
-            self.processed,
+            MarkColumn::any_is_set(self.marks(rows)?),
             self.source,
-            self.counted(Rows { since, processed: true })?
+            self.counted(Rows { processed: true, ..rows })?
         );
         self.sql
             .client

@@ -7,6 +7,10 @@ use super::*;
 pub struct Survey {
     /// Rows that are to be published.
     pub missing: u64,
+    /// Rows that the stream lacks and that are left out, for they are marked as processed.
+    pub marked: u64,
+    /// The columns that mark them.
+    pub mark_columns: Vec<String>,
     /// Messages of others that are not accepted.
     pub foreign: u64,
     /// The first of them.
@@ -44,7 +48,9 @@ impl Mending<'_> {
         self.is_permitted(look.as_ref())?;
         self.begin().await?;
         let way = self.way().await?;
-        let (_, missing) = self.to_come(&way).await?;
+        let (behind, missing) = self.to_come(&way).await?;
+        let marked = self.ids.marked_count(self.rows(), behind).await?;
+        let mark_columns = self.ids.mark_names(self.rows())?;
         let lists_stored = self.asked.since.is_none() && self.ids.lists_stored().await?;
         self.commit().await?;
         let (foreign, foreign_messages) = self.order.foreign();
@@ -57,7 +63,16 @@ impl Mending<'_> {
             Way::Keep { .. } => None,
         };
         let new_stream = look.is_none();
-        Ok(Survey { missing, foreign, foreign_messages, new_slot, new_stream, outdated })
+        Ok(Survey {
+            missing,
+            marked,
+            mark_columns,
+            foreign,
+            foreign_messages,
+            new_slot,
+            new_stream,
+            outdated,
+        })
     }
 
     /// What must be said before ids of the stream are taken for this pipeline's, and gaps for losses.

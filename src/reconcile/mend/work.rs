@@ -37,12 +37,13 @@ impl Mending<'_> {
         let mut filler = self.filler(nats, &look, session, base).await?;
         self.fill(&mut filler, behind, last_seq, of, progress).await?;
         let done = std::mem::take(&mut filler.done);
+        // What is before a time to begin at was proved by a slot that stays, and stays as it was known.
+        let lists = self.asked.since.is_none() || matches!(way, Way::Anew { .. }) || !survey.fits();
+        if lists {
+            self.ids.take_left_out(self.rows(), behind).await?;
+        }
         self.commit().await?;
-        let left_out = match self.asked.since {
-            // What is before that time was proved by this slot, and stays as it was known.
-            Some(_) if matches!(way, Way::Keep { .. }) && survey.fits() => 0,
-            _ => self.ids.list_left_out(self.rows(), behind).await?,
-        };
+        let left_out = if lists { self.ids.list_left_out().await? } else { 0 };
         let last = done.last.as_ref().map_or(last_seq, |(seq, _)| (*seq).max(last_seq));
         let look = self.look().await?.ok_or_else(|| self.vanished())?;
         self.goes_on(&look, last)?;

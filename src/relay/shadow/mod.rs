@@ -118,5 +118,10 @@ fn mark_columns(config: &Config, options: &Options, table: &Table) -> Result<Vec
         Some(named) => MarkColumn::named(named, &table.columns).map(|column| vec![column]),
         None => MarkColumn::all(config.care.mark_column.as_deref(), &table.columns),
     };
-    found.map_err(|no_mark| no_mark.unclear(&config.outbox.table))
+    found.map_err(|no_mark| {
+        no_mark.unclear(
+            &config.outbox.table,
+            "or --mark-column; postrider explain PR0117 tells what to do where there is none",
+        )
+    })
 }
