@@ -3,7 +3,7 @@
 use crate::support::Pipeline;
 use crate::{file, promtool};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const RULES: &str = "deploy/prometheus/alerts.yml";
@@ -65,11 +65,8 @@ fn rules() -> Vec<Rule> {
 
 #[test]
 fn promtool_takes_the_rules_and_each_fires_and_clears_by_its_condition() {
-    for arguments in [["check", "rules", RULES], ["test", "rules", TESTS]] {
-        let run = promtool(&arguments, "");
-        let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
-        assert!(run.status.success(), "promtool {arguments:?}:\n{said}");
-    }
+    taken(&["check", "rules", RULES]);
+    taken(&["test", "rules", TESTS]);
     let asked: Vec<_> =
         read::<Tests>(TESTS).tests.into_iter().flat_map(|test| test.promql_expr_test).collect();
     for Rule { alert, .. } in rules() {
@@ -81,6 +78,63 @@ fn promtool_takes_the_rules_and_each_fires_and_clears_by_its_condition() {
         let fired = fired.unwrap_or_else(|| panic!("no unit test has {alert} fire"));
         assert!(of_rule[fired..].iter().any(|asked| asked.exp_samples.is_empty()), "none has {alert} clear");
     }
+}
+
+/// What promtool says of these arguments, all of which it takes.
+fn taken(arguments: &[&str]) -> String {
+    let run = promtool(arguments, "");
+    let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "promtool {arguments:?}:\n{said}");
+    said.into_owned()
+}
+
+#[test]
+fn promtool_takes_the_example_of_a_scrape() {
+    taken(&["check", "config", "deploy/prometheus/prometheus.yml"]);
+}
+
+/// What Kubernetes' discovery says of a running pod of the manifest: a label `a.b/c` as `a_b_c`.
+fn discovered(manifest: &[Value]) -> serde_json::Map<String, Value> {
+    let pod = &manifest.iter().find(|object| object["kind"] == "Deployment").unwrap()["spec"]["template"];
+    let labels = pod["metadata"]["labels"].as_object().unwrap().iter().map(|(label, value)| {
+        let label = label.replace(|char: char| !char.is_ascii_alphanumeric(), "_");
+        (format!("pod_label_{label}"), value.clone())
+    });
+    let others = [
+        ("pod_container_port_name", pod["spec"]["containers"][0]["ports"][0]["name"].clone()),
+        ("pod_phase", "Running".into()),
+        ("pod_name", "postrider-7d4b".into()),
+    ];
+    let all = labels.chain(others.map(|(name, value)| (name.to_owned(), value)));
+    all.map(|(name, value)| (format!("__meta_kubernetes_{name}"), value)).collect()
+}
+
+#[test]
+fn the_pods_of_the_manifest_are_scraped_as_the_job_and_the_slot_that_the_rules_ask_for() {
+    let manifest = std::fs::read_to_string(file("deploy/kubernetes/postrider.yaml")).unwrap();
+    let manifest: Vec<Value> =
+        manifest.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
+    // Debian builds promtool without Kubernetes' discovery: what that would find is written out.
+    let targets = json!([{"targets": ["10.0.0.7:9464"], "labels": discovered(&manifest)}]);
+    let text = std::fs::read_to_string(file("deploy/prometheus/kubernetes.yml")).unwrap();
+    let discovery = "kubernetes_sd_configs:\n      - role: pod\n";
+    assert!(text.contains(discovery), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("kubernetes.yml");
+    std::fs::write(&config, text.replace(discovery, &format!("static_configs: {targets}\n"))).unwrap();
+    std::fs::copy(file(RULES), folder.path().join("alerts.yml")).unwrap();
+    let config = config.to_str().unwrap();
+
+    taken(&["check", "config", config]);
+    let found: Value =
+        serde_json::from_str(&taken(&["check", "service-discovery", config, "postrider"])).unwrap();
+    let label =
+        |name: &str| found[0]["labels"][name].as_str().unwrap_or_else(|| panic!("no {name}: {found}"));
+    assert!(rules().iter().any(|rule| rule.expr.contains(&format!("{{job=\"{}\"}}", label("job")))));
+    let relay =
+        manifest.iter().find(|object| object["kind"] == "ConfigMap").unwrap()["data"]["postrider.toml"]
+            .clone();
+    assert!(relay.as_str().unwrap().contains(&format!("slot = \"{}\"", label("slot"))), "{relay}");
 }
 
 #[test]
