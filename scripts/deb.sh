@@ -4,6 +4,8 @@
 #   scripts/deb.sh                 target/debian/postrider_VERSION_ARCH.deb, of a release build
 #   scripts/deb.sh BINARY FOLDER   FOLDER/postrider_VERSION_ARCH.deb, of a binary that was built before
 #
+# Older packages of Postrider in the folder go, so that postrider_*.deb is the one that was made.
+#
 # Needs cargo-deb: cargo install --locked cargo-deb. Manual pages and completions are the program's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,4 +36,5 @@ strip -o $made/postrider "$1"
 "$1" completions zsh >$made/completions/_postrider
 "$1" completions fish >$made/completions/postrider.fish
 
+rm -f "$2"/postrider_*.deb
 cargo deb --locked --no-build --no-dbgsym --no-strip $fast --output "$2"

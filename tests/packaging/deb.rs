@@ -9,18 +9,45 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
+const OTHERS: &str = "postriders-friend_1.0_all.deb";
 const CONFIGURATION: &str = "/etc/postrider/postrider.toml";
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The package of the binary that is tested, in a folder.
-fn build(folder: &Path) -> PathBuf {
-    program("cargo-deb");
-    let mut script = Command::new(file("scripts/deb.sh"));
-    done(script.arg(env!("CARGO_BIN_EXE_postrider")).arg(folder));
-    let package = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(package.extension().unwrap(), "deb");
-    package
+/// The folder with the package of the binary that is tested, made once. Another version's package was there
+/// before, and a file that is no package of Postrider's.
+fn made() -> &'static Path {
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        program("cargo-deb");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("deb");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["postrider_0.0.9-1_amd64.deb", OTHERS] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let mut script = Command::new(file("scripts/deb.sh"));
+        done(script.arg(env!("CARGO_BIN_EXE_postrider")).arg(&folder));
+        folder
+    });
+    &FOLDER
+}
+
+/// The names in the folder that begin so.
+fn names(begin: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(made()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(begin)).collect()
+}
+
+fn package() -> PathBuf {
+    made().join(&names("postrider_")[0])
+}
+
+#[test]
+fn of_packages_in_its_folder_the_new_one_takes_the_place_of_the_others_of_postrider_alone() {
+    let made = names("postrider_");
+    assert!(made.len() == 1 && made[0].contains(env!("CARGO_PKG_VERSION")), "{made:?}");
+    assert_eq!(names(OTHERS).len(), 1);
 }
 
 /// It is purged also when the test fails.
@@ -106,8 +133,7 @@ fn start(unit: &str, systemd: &Systemd) -> Child {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_package_is_installed_configured_started_by_its_unit_and_leaves_nothing_when_it_is_purged() {
-    let folder = tempfile::tempdir().unwrap();
-    let package = build(folder.path());
+    let package = package();
     let depends = done(Command::new("dpkg-deb").arg("--field").arg(&package).arg("Depends"));
     assert!(depends.contains("libc6"), "{depends}");
     let installed = Installed::by_dpkg(&package);
