@@ -22,6 +22,8 @@ const WINDOW_BYTES_MIN: u64 = 1024;
 const RELEASE_AFTER_MIN: Duration = Duration::from_millis(100);
 /// A relay that waits for its turn on a busy machine is not taken for dead.
 const WAL_SENDER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Postgres counts it in milliseconds, in a signed 32-bit integer.
+const WAL_SENDER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 /// What nats-server accepts.
 const MAX_AGE_MIN: Duration = Duration::from_millis(100);
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -137,8 +139,10 @@ fn postgres(read: &mut Reader<'_>, database: Option<Database>) -> Option<Postgre
     let publication = read.required("postgres.publication", value::publication);
     let schema = read.required("postgres.schema", value::identifier);
     let release_after = read.required("postgres.release_after", value::duration_at_least(RELEASE_AFTER_MIN));
-    let wal_sender_timeout =
-        read.required("postgres.wal_sender_timeout", value::duration_at_least(WAL_SENDER_TIMEOUT_MIN));
+    let wal_sender_timeout = read.required(
+        "postgres.wal_sender_timeout",
+        value::duration_between(WAL_SENDER_TIMEOUT_MIN, WAL_SENDER_TIMEOUT_MAX),
+    );
     Some(Postgres {
         database: database?,
         slot: slot?,

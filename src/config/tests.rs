@@ -171,6 +171,18 @@ fn the_variables_of_a_kubernetes_service_called_postrider_are_passed_over() {
 }
 
 #[test]
+fn a_wal_sender_timeout_that_postgres_would_not_take_is_refused() {
+    let variable = "POSTRIDER_POSTGRES_WAL_SENDER_TIMEOUT";
+    let longest = with_env(&[(variable, "2147483647ms")]).unwrap().postgres.wal_sender_timeout;
+    assert_eq!(longest.as_millis(), 2_147_483_647);
+    for (text, bound) in [("2147483648ms", "at most 24days 20h 31m 23s 647ms"), ("999ms", "at least 1s")] {
+        let problems = with_env(&[(variable, text)]).unwrap_err();
+        assert_eq!(codes(&problems), [Code::InvalidValue]);
+        assert!(problems[0].message.contains(bound), "{}", problems[0]);
+    }
+}
+
+#[test]
 fn the_file_sets_every_kind_of_key() {
     let config = with_file(
         r#"

@@ -39,6 +39,14 @@ pub(super) fn duration_at_least(min: Duration) -> impl Fn(&str) -> Parsed<Durati
     }
 }
 
+pub(super) fn duration_between(min: Duration, max: Duration) -> impl Fn(&str) -> Parsed<Duration> {
+    let at_least = duration_at_least(min);
+    move |text| match at_least(text)? {
+        duration if duration <= max => Ok(duration),
+        _ => Err(format!("the duration must be at most {}", humantime::format_duration(max))),
+    }
+}
+
 /// `none`, or what `parse` takes.
 pub(super) fn optional<T>(parse: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Option<T>> {
     move |text| {
