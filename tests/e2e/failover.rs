@@ -432,3 +432,42 @@ async fn a_data_folder_put_back_is_recovered_though_new_rows_have_the_ids_of_los
         assert_eq!(is_recovered(&pipeline, &pipeline.postgres).await.len(), 20);
     }
 }
+
+/// Runs a command that looks into a slot with four rows, and must wait for a standby that is away; the standby
+/// comes back.
+async fn looks_while_a_standby_is_away(arguments: &[&str]) -> (Pipeline, serde_json::Value) {
+    let pipeline = Pipeline::on(Servers { postgres: Some(18), ..Servers::default() }).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    let sql = pipeline.sql().await;
+    sql.execute("SELECT pg_create_physical_replication_slot('standby', true)", &[]).await.unwrap();
+    sql.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'", &[]).await.unwrap();
+    sql.execute("SELECT pg_reload_conf()", &[]).await.unwrap();
+    holds(&pipeline.postgres, "current_setting('synchronized_standby_slots') = 'standby'").await;
+    write(&pipeline.postgres, "held", 4).await;
+    let command = pipeline.spawn(arguments);
+    holds(
+        &pipeline.postgres,
+        "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'WaitForStandbyConfirmation')",
+    )
+    .await;
+    let advance = "SELECT pg_replication_slot_advance('standby', pg_current_wal_lsn())";
+    sql.execute(advance, &[]).await.unwrap();
+    let ended = command.ended().await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    (pipeline, serde_json::from_str(&ended.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn recover_keeps_a_slot_whose_look_had_to_wait_for_a_standby() {
+    let (pipeline, mended) = looks_while_a_standby_is_away(&["recover", "--yes", "--json"]).await;
+    assert!(mended["new_slot"].is_null(), "{mended}");
+    assert_eq!(pipeline.last_seq().await, 0, "the slot holds the rows: they are its to send");
+}
+
+#[tokio::test]
+async fn prune_proves_what_it_sees_in_a_slot_whose_look_had_to_wait_for_a_standby() {
+    let prune = ["prune", "--json", "--care-delete-after", "0s"];
+    let (_, report) = looks_while_a_standby_is_away(&prune).await;
+    assert_eq!((&report["deleted"], &report["waiting"]), (&0.into(), &4.into()), "{report}");
+}
