@@ -23,7 +23,7 @@ pub(super) enum Outcome {
     Dropped(String),
     /// Rows of it must stay; so many of them wait for a proof.
     Kept(String, u64),
-    /// Others use the table: another time.
+    /// Others use the table, or took the partition away: another time.
     Busy(String),
 }
 
@@ -39,15 +39,22 @@ pub(super) async fn drop_old(
     let known = Known { sql, plan, proofs, older };
     let (mut outcomes, mut busy) = (Vec::new(), false);
     for partition in past(sql, plan, partitions).await? {
-        let staying = if busy { None } else { known.look(&partition).await? };
-        let outcome = match staying {
-            _ if busy => Outcome::Busy(partition.name),
-            Some(waiting) => Outcome::Kept(partition.name, waiting),
-            None if dry => Outcome::Dropped(partition.name),
-            None => known.drop_one(partition).await?,
+        let staying = if busy { Err(Attempt::Busy) } else { known.look(&partition).await };
+        let done = match staying {
+            Ok(None) if !dry => known.drop_one(&partition).await,
+            staying => staying,
         };
-        busy = matches!(outcome, Outcome::Busy(_));
-        outcomes.push(outcome);
+        let partition = partition.name;
+        outcomes.push(match done {
+            Ok(None) => Outcome::Dropped(partition),
+            Ok(Some(waiting)) => Outcome::Kept(partition, waiting),
+            Err(Attempt::Busy) => {
+                debug!(partition, "others use the outbox: the partition is dropped another time");
+                busy = true;
+                Outcome::Busy(partition)
+            }
+            Err(Attempt::Failed(failure)) => return Err(failure),
+        });
     }
     Ok(outcomes)
 }
@@ -59,12 +66,12 @@ struct Partition {
 }
 
 /// Partitions, but for the default one, whose upper bound is so long past; the oldest first. The bound is
-/// printed and read in the same session, and so in the same time zone.
+/// printed and read in the same session, and so in the same time zone; printed without its table, which 17 would lock.
 async fn past(sql: &Sql, plan: &Plan, partitions: &Partitions) -> Result<Vec<Partition>, Failure> {
     let key_type = partitions.key_type;
     let query = format!(
         "SELECT name, oid FROM (SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, \
-         substring(pg_get_expr(c.relpartbound, c.oid) from 'TO \\(''([^'']+)''\\)$')::{key_type} AS upper \
+         substring(pg_get_expr(c.relpartbound, 0) from 'TO \\(''([^'']+)''\\)$')::{key_type} AS upper \
          FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE i.inhparent = $1 AND c.relkind = 'r') AS p \
          WHERE upper <= now() - make_interval(secs => $2) ORDER BY upper"
@@ -85,7 +92,7 @@ struct Known<'a> {
 impl Known<'_> {
     /// The same as [`staying`](Known::staying), by which nobody is locked out. A look at millions of rows takes
     /// its time.
-    async fn look(self, partition: &Partition) -> Result<Option<u64>, Failure> {
+    async fn look(self, partition: &Partition) -> Result<Option<u64>, Attempt> {
         self.sql.client.batch_execute("BEGIN; SET LOCAL statement_timeout = 0").await?;
         let staying = self.staying(partition).await;
         self.sql.client.batch_execute("ROLLBACK").await?;
@@ -93,7 +100,7 @@ impl Known<'_> {
     }
 
     /// Whether rows of a partition must stay, and how many of them wait for a proof.
-    async fn staying(self, partition: &Partition) -> Result<Option<u64>, Failure> {
+    async fn staying(self, partition: &Partition) -> Result<Option<u64>, Attempt> {
         let Known { sql, plan, proofs, older } = self;
         let query = format!(
             "SELECT count(*), count(*) FILTER (WHERE f) FROM (SELECT ({}) AS p, ({}) AS f FROM ONLY {} AS o) AS r \
@@ -107,23 +114,15 @@ impl Known<'_> {
         Ok((staying > 0).then_some(waiting))
     }
 
-    async fn drop_one(self, partition: Partition) -> Result<Outcome, Failure> {
-        let done = self.attempt(&partition).await;
-        let partition = partition.name;
+    /// Rows that keep it and wait, or None when it is dropped.
+    async fn drop_one(self, partition: &Partition) -> Result<Option<u64>, Attempt> {
+        let done = self.attempt(partition).await;
         let end = if matches!(done, Ok(None)) { "COMMIT" } else { "ROLLBACK" };
-        let ended = self.sql.client.batch_execute(end).await;
-        match done {
-            Ok(None) => ended.map(|()| Outcome::Dropped(partition)).map_err(Into::into),
-            Ok(Some(waiting)) => Ok(Outcome::Kept(partition, waiting)),
-            Err(Attempt::Busy) => {
-                debug!(partition, "others use the outbox: the partition is dropped another time");
-                Ok(Outcome::Busy(partition))
-            }
-            Err(Attempt::Failed(failure)) => Err(failure),
-        }
+        self.sql.client.batch_execute(end).await?;
+        done
     }
 
-    /// Rows that keep it and wait, or None when it is dropped. In a transaction that the caller ends.
+    /// The same, in a transaction that the caller ends.
     async fn attempt(self, partition: &Partition) -> Result<Option<u64>, Attempt> {
         let client = &self.sql.client;
         let name = &partition.name;
@@ -132,7 +131,7 @@ impl Known<'_> {
                 "BEGIN; SET LOCAL statement_timeout = 0; LOCK TABLE ONLY {name} IN SHARE MODE"
             ))
             .await?;
-        let staying = self.staying(partition).await.map_err(Attempt::Failed)?;
+        let staying = self.staying(partition).await?;
         if staying.is_some() {
             return Ok(staying);
         }
@@ -154,7 +153,7 @@ enum Attempt {
 impl From<tokio_postgres::Error> for Attempt {
     fn from(error: tokio_postgres::Error) -> Attempt {
         match error.code() {
-            Some(&SqlState::LOCK_NOT_AVAILABLE) => Attempt::Busy,
+            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::UNDEFINED_TABLE) => Attempt::Busy,
             _ => Attempt::Failed(error.into()),
         }
     }

@@ -9,6 +9,7 @@ use crate::postgres::lsn::Lsn;
 use crate::state::checkpoint;
 use crate::state::older::{self, Older};
 use tokio_postgres::error::SqlState;
+use tracing::debug;
 
 /// A slot that can prove something.
 #[derive(Debug, Clone, Copy)]
@@ -120,16 +121,24 @@ pub(super) async fn witness(sql: &Sql) -> Result<Witness, Failure> {
     Ok(Witness { horizon: xid(row.get(0)).unwrap_or(0), lsn: lsn(row.get(1))? })
 }
 
-/// The transaction that keeps the horizon at `horizon`, of whatever database.
+/// The transaction that keeps the horizon at `horizon`, of whatever database. A server that does not say hides an
+/// explanation, and stops nothing.
 pub(super) async fn holder(sql: &Sql, horizon: u64) -> Result<Option<Failure>, Failure> {
-    // Of another user's process a role without pg_monitor sees the locks, and not the transaction.
+    // Of another user's process a role without pg_monitor sees the locks, and not the transaction. Who prepared a
+    // transaction may have been dropped since.
     let query = "SELECT format('process %s of %s in database %s%s', a.pid, coalesce(a.usename, a.backend_type), a.datname, \
         ', ' || a.state || ', which began at ' || a.xact_start) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
         WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.transactionid::text::bigint = $1 \
-        UNION ALL SELECT format('prepared transaction %L of %I in database %I, of %s', gid, owner, database, prepared) \
-        FROM pg_prepared_xacts WHERE transaction::text::bigint = $1";
-    let holder =
-        sql.client.query_opt(query, &[&i64::try_from(horizon & u64::from(u32::MAX)).unwrap_or(0)]).await?;
+        UNION ALL SELECT format('prepared transaction %L of %s in database %s, of %s', gid, coalesce(owner, '?'), \
+        coalesce(database, '?'), prepared) FROM pg_prepared_xacts WHERE transaction::text::bigint = $1 LIMIT 1";
+    let xid = i64::try_from(horizon & u64::from(u32::MAX)).unwrap_or(0);
+    let holder = match sql.client.query_opt(query, &[&xid]).await.map_err(Error::from) {
+        Err(Error::Server(refused)) => {
+            debug!(%refused, "which transaction is open is not seen");
+            None
+        }
+        holder => holder?,
+    };
     Ok(holder.map(|row| {
         Failure::new(
             Code::CareHeld,

@@ -176,6 +176,33 @@ async fn a_transaction_that_keeps_rows_from_being_proved_is_named_whatever_its_d
 }
 
 #[tokio::test]
+async fn a_prepared_transaction_whose_role_is_gone_is_named_and_ends_no_clean_up() {
+    let prepared = Servers { settings: &[("max_prepared_transactions", "2")], ..Servers::default() };
+    let mut pipeline = Pipeline::on(prepared).await;
+    pipeline.execute(ARTICLE).await;
+    pipeline.init().await;
+    pipeline.set("POSTRIDER_CARE_DELETE_AFTER", "0s");
+    let mut relay = pipeline.run().await;
+    pipeline.execute("CREATE ROLE gone").await;
+    let sql = pipeline.sql().await;
+    for statement in ["SET SESSION AUTHORIZATION gone", "BEGIN", "SELECT pg_current_xact_id()"] {
+        sql.batch_execute(statement).await.unwrap();
+    }
+    sql.batch_execute("PREPARE TRANSACTION 'forgotten'").await.unwrap();
+    drop(sql);
+    pipeline.execute("DROP ROLE gone").await;
+    insert(&pipeline, 5).await;
+    within(Duration::from_secs(120), "it is named", async || {
+        relay.stderr().contains("prepared transaction 'forgotten' of ? in database postgres").then_some(())
+    })
+    .await;
+    assert!(!relay.stderr().contains("clean-up failed"), "{}", relay.stderr());
+    pipeline.execute("ROLLBACK PREPARED 'forgotten'").await;
+    becomes(&pipeline, "outbox", 0).await;
+    assert_eq!(relay.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn nothing_is_touched_before_the_slot_is_confirmed() {
     let mut pipeline = with(&[("POSTRIDER_CARE_MARK", "true"), ("POSTRIDER_CARE_DELETE_AFTER", "0s")]).await;
     pipeline.set("POSTRIDER_DELIVERY_HOLD_BACK", "1h");

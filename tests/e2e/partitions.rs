@@ -1,7 +1,7 @@
 //! Clean-up of a partitioned outbox.
 
 use crate::care::{PROOF, becomes, count, prune};
-use crate::support::{Pipeline, Servers, within};
+use crate::support::{Pipeline, Servers, eventually, within};
 use serde_json::json;
 
 const PARTITIONED: &str = "CREATE TABLE outbox (id bigint GENERATED ALWAYS AS IDENTITY, event_type text NOT NULL, \
@@ -149,6 +149,35 @@ async fn a_partition_that_must_stay_is_not_locked() {
     let (_, report) = prune(&pipeline, &[]).await;
     assert_eq!(report["kept"], json!(["public.outbox_d12"]), "{report}");
     assert_eq!(waits(&pipeline, "ShareLock"), 0, "{}", pipeline.postgres.log());
+}
+
+#[tokio::test]
+async fn a_partition_that_someone_has_locked_is_left_for_another_time() {
+    let pipeline = ten_past_partitions().await;
+    let sql = pipeline.sql().await;
+    sql.batch_execute("BEGIN; LOCK TABLE ONLY outbox_d10 IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let (ended, report) = prune(&pipeline, &[]).await;
+    assert_eq!((ended.code, report["kept"].as_array().unwrap().len()), (Some(0), 10), "{report}");
+    sql.batch_execute("ROLLBACK").await.unwrap();
+    let (_, report) = prune(&pipeline, &[]).await;
+    assert_eq!(report["dropped"].as_array().unwrap().len(), 10, "{report}");
+}
+
+#[tokio::test]
+async fn a_partition_that_is_taken_away_during_a_look_ends_no_clean_up() {
+    let pipeline = ten_past_partitions().await;
+    let sql = pipeline.sql().await;
+    sql.batch_execute("BEGIN; ALTER TABLE outbox_d10 RENAME TO elsewhere").await.unwrap();
+    let prune = pipeline.spawn(&["prune", "--json"]);
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'elsewhere'::regclass AND NOT granted";
+    eventually("the look waits for it", async || {
+        (sql.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
+    sql.batch_execute("COMMIT").await.unwrap();
+    let ended = prune.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("public.outbox_d10"), "{}", ended.stdout);
 }
 
 async fn cleans_up_on(postgres: u32) {
