@@ -1,5 +1,6 @@
 //! `init --backfill` publishes the rows that are there, once, before everything that comes.
 
+use crate::refusals::refused;
 use crate::support::{ARTICLE, Load, Message, Pipeline, Relay, eventually};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -158,13 +159,7 @@ async fn a_mark_of_ones_own_does_not_hide_the_pollers() {
 #[tokio::test]
 async fn a_mark_that_cannot_be_read_is_refused_rather_than_taken_for_none() {
     let mut pipeline = polled("processed smallint, sent boolean", "processed = 1, sent = true").await;
-    let refused = pipeline.postrider(&["init", "--backfill"]).await;
-    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("PR0117") && refused.stderr.contains("care.mark_column"),
-        "{}",
-        refused.stderr
-    );
+    refused(&pipeline.postrider(&["init", "--backfill"]).await, (2, "PR0117", "care.mark_column"));
     assert_eq!(pipeline.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
     pipeline.set("POSTRIDER_CARE_MARK_COLUMN", "sent");
     left_alone(&pipeline).await;
@@ -177,12 +172,7 @@ async fn where_a_mark_cannot_be_read_all_rows_are_published_with_processed() {
     assert_eq!(filled.code, Some(0), "{}", filled.stderr);
     pipeline.exactly(15).await;
     for command in ["recover", "verify"] {
-        let refused = pipeline.postrider(&[command]).await;
-        assert!(
-            refused.stderr.contains("PR0117") && refused.stderr.contains("--processed"),
-            "{}",
-            refused.stderr
-        );
+        refused(&pipeline.postrider(&[command]).await, (2, "PR0117", "--processed"));
         let ended = pipeline.postrider(&[command, "--processed"]).await;
         assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     }

@@ -121,6 +121,20 @@ async fn ten_past_partitions() -> Pipeline {
     pipeline
 }
 
+/// While someone is in a transaction that does `what`, prune keeps all ten.
+async fn stay_during(pipeline: &Pipeline, what: &str) {
+    let sql = pipeline.sql().await;
+    sql.batch_execute(&format!("BEGIN; {what}")).await.unwrap();
+    let (ended, report) = prune(pipeline, &[]).await;
+    assert_eq!((ended.code, report["kept"].as_array().unwrap().len()), (Some(0), 10), "{report}");
+    sql.batch_execute("ROLLBACK").await.unwrap();
+}
+
+async fn all_go(pipeline: &Pipeline) {
+    let (_, report) = prune(pipeline, &[]).await;
+    assert_eq!(report["dropped"].as_array().unwrap().len(), 10, "{report}");
+}
+
 fn waits(pipeline: &Pipeline, lock: &str) -> usize {
     pipeline.postgres.log().matches(&format!("still waiting for {lock} on relation")).count()
 }
@@ -128,14 +142,9 @@ fn waits(pipeline: &Pipeline, lock: &str) -> usize {
 #[tokio::test]
 async fn while_someone_dumps_the_table_writers_are_stalled_for_one_attempt_and_not_for_each_partition() {
     let pipeline = ten_past_partitions().await;
-    let sql = pipeline.sql().await;
-    sql.batch_execute("BEGIN; SELECT count(*) FROM outbox").await.unwrap();
-    let (_, report) = prune(&pipeline, &[]).await;
-    assert_eq!(report["kept"].as_array().unwrap().len(), 10, "{report}");
+    stay_during(&pipeline, "SELECT count(*) FROM outbox").await;
     assert_eq!(waits(&pipeline, "AccessExclusiveLock"), 1, "{}", pipeline.postgres.log());
-    sql.batch_execute("ROLLBACK").await.unwrap();
-    let (_, report) = prune(&pipeline, &[]).await;
-    assert_eq!(report["dropped"].as_array().unwrap().len(), 10, "{report}");
+    all_go(&pipeline).await;
 }
 
 #[tokio::test]
@@ -154,13 +163,8 @@ async fn a_partition_that_must_stay_is_not_locked() {
 #[tokio::test]
 async fn a_partition_that_someone_has_locked_is_left_for_another_time() {
     let pipeline = ten_past_partitions().await;
-    let sql = pipeline.sql().await;
-    sql.batch_execute("BEGIN; LOCK TABLE ONLY outbox_d10 IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let (ended, report) = prune(&pipeline, &[]).await;
-    assert_eq!((ended.code, report["kept"].as_array().unwrap().len()), (Some(0), 10), "{report}");
-    sql.batch_execute("ROLLBACK").await.unwrap();
-    let (_, report) = prune(&pipeline, &[]).await;
-    assert_eq!(report["dropped"].as_array().unwrap().len(), 10, "{report}");
+    stay_during(&pipeline, "LOCK TABLE ONLY outbox_d10 IN ACCESS EXCLUSIVE MODE").await;
+    all_go(&pipeline).await;
 }
 
 #[tokio::test]
