@@ -1,6 +1,6 @@
 //! What an event must not exceed, looked at before it is sent.
 
-use super::stream;
+use super::stream_config::Config;
 use crate::outbox::{Event, Poison, Reason, subject};
 use crate::postgres::text::Text;
 use async_nats::HeaderName;
@@ -26,7 +26,7 @@ const OWN_HEADERS: usize = 768;
 impl Limits {
     /// A stream's, of a server that takes `max_payload` bytes.
     #[must_use]
-    pub fn of(stream: &stream::Config, max_payload: usize) -> Limits {
+    pub fn of(stream: &Config, max_payload: usize) -> Limits {
         let filters = stream.subjects.clone();
         match usize::try_from(stream.max_msg_size) {
             Ok(size) if size > 0 && size < max_payload => {

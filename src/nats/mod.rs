@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`connect`] | the client for requests, what becomes of both connections, where JetStream answers |
 //! | `login` | who we are, at each connection |
-//! | [`stream`], [`limits`] | the stream as its leader knows it, and what it takes |
+//! | [`stream`], [`stream_config`], [`limits`] | the stream as its leader knows it, whether it fits, and what it takes |
 //! | `wire` | the connection that publishes |
 //! | [`envelope`], [`publish`], [`answer`] | messages as they are sent, and what JetStream says to them |
 //! | [`object_store`], [`sourcing`] | payloads that are too large; streams with other writers |
@@ -22,6 +22,7 @@ pub mod object_store;
 pub mod publish;
 pub mod sourcing;
 pub mod stream;
+pub mod stream_config;
 mod wire;
 
 use serde::Deserialize;

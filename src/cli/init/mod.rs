@@ -4,26 +4,28 @@
 //! decode nothing that was written before its publication existed; slot and stream together; last
 //! the checkpoint row, which says that both belong to each other.
 
+mod make;
+mod plan;
 mod print;
 
 use super::{Ended, block_on, load};
 use crate::config::{Config, Flags, Oversize};
-use crate::delivery::checkpoint::{Checkpoint, Objects};
-use crate::delivery::opening::{self, Stored, foreign};
+use crate::delivery::checkpoint::Objects;
+use crate::delivery::opening;
 use crate::error::{Code, Failure};
 use crate::nats::connect::Nats;
 use crate::nats::sourcing::{self, Sourced};
-use crate::nats::stream::{Look, New, Stream};
+use crate::nats::stream::Stream;
 use crate::nats::{connect, object_store};
 use crate::outbox::{Mapping, Preset, Resolved};
 use crate::postgres::client::Sql;
 use crate::postgres::connection::Connection;
-use crate::postgres::lsn::Lsn;
-use crate::postgres::preflight::{self as facts, Slot, System};
+use crate::postgres::preflight::{self as facts, System};
 use crate::reconcile::{Asked, Phase, Survey, mend};
 use crate::relay::preflight;
-use crate::state::older::{self, Older};
-use crate::state::{checkpoint, dead_letter};
+use crate::state::{checkpoint, dead_letter, older};
+use make::make;
+use plan::{Before, Next, judge_messages};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 /// Make what `run` needs: schema, publication, slot, stream, checkpoint row. Makes nothing twice.
@@ -183,7 +185,7 @@ async fn init(args: &Args, config: &Config) -> Result<(), Failure> {
         }
         Next::Refuse(failure) => return Err(*failure),
         Next::Make { given_up } => {
-            judge_messages(args, &stream, &before, &system, config).await?;
+            judge_messages(args.adopt, &stream, &before, &system, config).await?;
             if before.slot.as_ref().is_some_and(|slot| slot.confirmed.is_none()) {
                 return Err(preflight::blocked(&sql, &config.postgres.slot).await?);
             }
@@ -347,241 +349,4 @@ async fn replication(sql: &Sql) -> Result<(Connection, System), Failure> {
         .map_err(|error| Failure::from(error).context("open a replication connection"))?;
     let system = facts::identify(&mut connection).await?;
     Ok((connection, system))
-}
-
-/// What is there before anything is made.
-struct Before {
-    slot: Option<Slot>,
-    row: Option<Checkpoint>,
-    stream: Option<Look>,
-}
-
-enum Next {
-    Nothing,
-    /// Rows that are there are published, and all is made on the way.
-    Backfill,
-    Make {
-        given_up: Vec<String>,
-    },
-    Refuse(Box<Failure>),
-}
-
-impl Before {
-    /// Nothing is to be made, or only with a look at what was lost.
-    fn is_ready(&self) -> bool {
-        self.row.as_ref().is_some_and(|row| row.phase == "ready")
-    }
-
-    fn plan(&self, adopt: bool, config: &Config, objects: Objects, system_id: u64) -> Next {
-        let slot = &config.postgres.slot;
-        let refuse =
-            |code, message: String, remedy: &str| Next::Refuse(Box::new(Failure::new(code, message, remedy)));
-        let empty = self.stream.as_ref().is_none_or(|look| look.messages == 0);
-        let unused = self.stream.as_ref().is_none_or(|look| look.end.last_seq == 0);
-        let whole = self.row.as_ref().zip(self.stream.as_ref()).is_some_and(|(row, look)| {
-            row.stream == config.nats.stream
-                && row.stream_created == look.end.created
-                && row.objects == objects
-                && row.system_id == system_id
-        });
-        match (&self.slot, &self.row) {
-            (Some(_), Some(_)) if whole && !adopt => Next::Nothing,
-            // A new slot sends new rows only.
-            (None, None) if empty => Next::Make { given_up: Vec::new() },
-            // An init that was killed half-way: nothing was ever published.
-            (Some(_), None) if unused => Next::Make { given_up: Vec::new() },
-            (None, Some(_)) if !adopt => Next::Refuse(Box::new(preflight::missing_slot(slot, true))),
-            (Some(_), None) if !adopt => refuse(
-                Code::CheckpointMissing,
-                format!("slot `{slot}` exists and stream `{}` has been written to, but the checkpoint row is missing", config.nats.stream),
-                "postrider init --adopt goes on from where the slot stands",
-            ),
-            (Some(_), Some(_)) if !adopt => refuse(
-                Code::CheckpointUnfit,
-                format!("the checkpoint row of slot `{slot}` knows another stream, publication, table or server"),
-                "if that was meant: postrider init --adopt (it says what is given up)",
-            ),
-            (None, None) if !adopt => Next::Make { given_up: Vec::new() },
-            (Some(_), Some(row)) if row.system_id != system_id => Next::Make {
-                given_up: vec![
-                    "that nothing is stored twice: rows behind the slot's confirmed LSN are published again if they are in the stream already"
-                        .to_owned(),
-                ],
-            },
-            (Some(_), Some(_)) => Next::Make {
-                given_up: vec![
-                    "messages that stand in the stream now and are not this relay's are passed over".to_owned(),
-                    "what the stream lost, and rows written while the publication did not have the table, stay unpublished".to_owned(),
-                ],
-            },
-            (Some(_), None) => Next::Make {
-                given_up: vec![
-                    "that nothing is stored twice: rows behind the slot's confirmed LSN are published again if they are in the stream already".to_owned(),
-                ],
-            },
-            (None, _) => Next::Make {
-                given_up: vec![
-                    "rows committed before now and not in the stream: they stay in the outbox table, unpublished".to_owned(),
-                ],
-            },
-        }
-    }
-}
-
-/// A stream that holds messages is taken only with `--adopt`.
-async fn judge_messages(
-    args: &Args,
-    stream: &Stream,
-    before: &Before,
-    system: &System,
-    config: &Config,
-) -> Result<(), Failure> {
-    let Some(look) = before.stream.as_ref().filter(|look| look.messages > 0 && !args.adopt) else {
-        return Ok(());
-    };
-    let last = look.end.last_seq;
-    Err(match stream.message(last).await? {
-        Stored::Event(event)
-            if event.position.system_id == system.id && event.position.slot == config.postgres.slot =>
-        {
-            preflight::missing_slot(&config.postgres.slot, true)
-        }
-        Stored::Event(event) => foreign(stream.name(), last, &format!("position {}", event.position)),
-        Stored::Foreign(subject) => foreign(stream.name(), last, &format!("subject `{subject}`")),
-        Stored::Gone => foreign(stream.name(), last, "it is gone"),
-    })
-}
-
-#[allow(clippy::too_many_arguments, reason = "everything that init has found out, used once")]
-async fn make(
-    config: &Config,
-    sql: &mut Sql,
-    stream: &Stream,
-    resolved: &Resolved,
-    before: Before,
-    objects: Objects,
-    system: &System,
-    version_num: i32,
-) -> Result<(), Failure> {
-    let slot = &config.postgres.slot;
-    let look = match before.stream {
-        Some(look) => {
-            println!("stream      {} exists", stream.name());
-            look
-        }
-        None => create_stream(config, stream, resolved).await?,
-    };
-    let had_slot = before.slot.is_some();
-    let confirmed = match before.slot.and_then(|slot| slot.confirmed) {
-        Some(confirmed) => {
-            println!("slot        {slot} exists");
-            confirmed
-        }
-        None => new_slot(config, sql, version_num).await?,
-    };
-    let last_seq = look.end.last_seq;
-    let fresh = Checkpoint {
-        slot: slot.clone(),
-        stream: stream.name().to_owned(),
-        stream_created: look.end.created,
-        system_id: system.id,
-        timeline: system.timeline,
-        objects,
-        phase: "ready".to_owned(),
-        session: 0,
-        seq: last_seq,
-        last: None,
-        passed_seq: last_seq,
-        settled_lsn: confirmed,
-        confirmed_seq: last_seq,
-    };
-    let row = match before.row {
-        // The slot goes on: what the row knows of it stays proved.
-        Some(row) if had_slot && row.system_id == system.id => {
-            let same = row.stream_created == look.end.created;
-            Checkpoint {
-                seq: if same { row.seq.min(last_seq) } else { last_seq },
-                passed_seq: if same { pass_foreign(stream, &row, last_seq).await? } else { last_seq },
-                timeline: row.timeline,
-                last: row.last,
-                settled_lsn: row.settled_lsn.max(confirmed),
-                confirmed_seq: row.confirmed_seq.min(last_seq),
-                ..fresh
-            }
-        }
-        _ => fresh,
-    };
-    // Before the row is there: a killed init must not leave one that knows of no older rows.
-    let older = match older::list(sql, config, resolved.id_column(), &row).await? {
-        Some(0) => Older::None,
-        Some(rows) => {
-            println!("older       {rows} rows are not the slot's to send: clean-up leaves them alone");
-            if row.last.is_some() {
-                println!("            postrider recover lets it have those that the stream has");
-            }
-            Older::Listed
-        }
-        None => Older::Unknown,
-    };
-    let transaction = sql.client.transaction().await?;
-    checkpoint::put(&transaction, &config.postgres.schema, &row).await?;
-    older::note(&transaction, &config.postgres.schema, slot, older).await?;
-    transaction.commit().await?;
-    println!("checkpoint  written: slot at {confirmed}, stream at {last_seq}");
-    Ok(())
-}
-
-/// The last message behind the row that is not this relay's: up to there messages are judged. Its own
-/// events in between are still proved one by one, which takes that none of them is gone.
-async fn pass_foreign(stream: &Stream, row: &Checkpoint, last_seq: u64) -> Result<u64, Failure> {
-    let ours = |stored: &Stored| match stored {
-        Stored::Event(event) => event.position.system_id == row.system_id && event.position.slot == row.slot,
-        Stored::Gone | Stored::Foreign(_) => false,
-    };
-    let tail = stream.messages(row.seq + 1, last_seq).await?;
-    let foreign = |(_, stored): &&(u64, Stored)| !ours(stored) && *stored != Stored::Gone;
-    let Some(&(last, _)) = tail.iter().rev().find(foreign) else { return Ok(row.passed_seq) };
-    match tail.iter().find(|(seq, stored)| *seq < last && *stored == Stored::Gone) {
-        None => Ok(last),
-        Some((seq, _)) => Err(Failure::new(
-            Code::HistoryDiffers,
-            format!(
-                "message {seq} of stream `{}` is gone, and a message that is not this relay's stands behind it: what it was cannot be told",
-                stream.name()
-            ),
-            format!(
-                "SELECT pg_drop_replication_slot({}); then postrider init --adopt goes on from now; look for \
-                 unpublished rows in the outbox table",
-                escape_literal(&row.slot)
-            ),
-        )),
-    }
-}
-
-async fn create_stream(config: &Config, stream: &Stream, resolved: &Resolved) -> Result<Look, Failure> {
-    let new = New::of(&config.nats, resolved.subject())?;
-    let look = stream.create(&new).await.map_err(|failure| failure.context("create the stream"))?;
-    println!("stream      {} created for {}", stream.name(), new.subjects.join(", "));
-    Ok(look)
-}
-
-async fn new_slot(config: &Config, sql: &Sql, version_num: i32) -> Result<Lsn, Failure> {
-    let slot = &config.postgres.slot;
-    execute(
-        sql,
-        &format!("SET statement_timeout = '{}s'", preflight::SLOT_CREATION_MAX_SECONDS),
-        "set a time limit",
-    )
-    .await?;
-    let created = sql.client.query_one(&create_slot(slot, version_num >= 170_000), &[]).await;
-    let row = match created {
-        Ok(row) => row,
-        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
-            return Err(preflight::blocked(sql, slot).await?);
-        }
-        Err(error) => return Err(Failure::from(error).context("create the slot")),
-    };
-    let lsn: String = row.get(0);
-    println!("slot        {slot} created at {lsn}");
-    lsn.parse().map_err(|error| Failure::new(Code::Unexpected, format!("{error}"), "report it"))
 }
