@@ -9,7 +9,11 @@ pub(super) fn start(log: &Log) {
     // Libraries speak up only when something is wrong. async-nats does so at each connect that is
     // refused, which the relay tells by itself, with a code.
     let filter = EnvFilter::new(format!("warn,async_nats=off,postrider={}", log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever read the log may be gone: what cannot be written is not complained of there either, by a panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let human = match log.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),
         LogFormat::Human => true,

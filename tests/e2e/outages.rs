@@ -2,6 +2,7 @@
 
 use crate::support::{DEADLINE, Load, Pipeline, eventually, within};
 use postrider::demo::servers::Stop;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const STEADY: &[i32] = &[1, 10, 1, 100, 1];
@@ -122,6 +123,24 @@ async fn crashes_of_postgres_under_load_lose_and_double_nothing() {
     }
     load.finish().await;
     pipeline.proves(&mut relay).await;
+}
+
+#[tokio::test]
+async fn a_relay_whose_log_nobody_reads_any_more_goes_on() {
+    const INSERT: &str = "INSERT INTO outbox (event_type, payload) VALUES ('order_placed', '{}')";
+    let mut pipeline = Pipeline::article().await;
+    let mut relay = tokio::process::Command::new(env!("CARGO_BIN_EXE_postrider"));
+    relay.arg("run").env_clear().envs(pipeline.environment()).kill_on_drop(true);
+    let mut relay = relay.stderr(Stdio::piped()).spawn().unwrap();
+    drop(relay.stderr.take());
+    pipeline.execute(INSERT).await;
+    pipeline.stored(1).await;
+    // An outage is worth some lines.
+    pipeline.nats.kill();
+    pipeline.nats.start_again().await.unwrap();
+    pipeline.execute(INSERT).await;
+    pipeline.stored(2).await;
+    assert_eq!(relay.try_wait().unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
