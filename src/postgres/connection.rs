@@ -8,7 +8,7 @@
 
 use super::error::{Error, ServerError};
 use super::login;
-use super::socket::Io;
+use super::socket::{Io, Near};
 use super::target::{Host, Target};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::{backend, frontend};
@@ -49,11 +49,23 @@ impl Frame {
 pub(super) struct Frames {
     io: Box<dyn Io>,
     read: BytesMut,
+    /// Room is made for what comes; none before a slot is streamed, and for a server that is not near.
+    near: Option<Near>,
 }
 
 impl Frames {
     pub(super) fn new(io: Box<dyn Io>) -> Frames {
-        Frames { io, read: BytesMut::with_capacity(CHUNK) }
+        Frames { io, read: BytesMut::with_capacity(CHUNK), near: None }
+    }
+
+    /// From now on frames come one by one, and many of them.
+    pub(super) fn streams(&mut self, near: Option<Near>) -> Result<(), Error> {
+        self.near = near;
+        self.make_room(0)
+    }
+
+    fn make_room(&mut self, frame: usize) -> Result<(), Error> {
+        Ok(self.near.as_mut().map_or(Ok(()), |near| near.make_room(frame))?)
     }
 
     /// The socket, and what was read from it and not taken.
@@ -76,6 +88,7 @@ impl Frames {
             .filter(|length| (4..=FRAME_MAX).contains(length))
             .ok_or_else(|| Error::Protocol(format!("a frame of {} bytes", i32::from_be_bytes(length))))?
             + 1;
+        self.make_room(total)?;
         if self.read.len() < total {
             // Grown as bytes arrive: a length that lies must not cost its memory.
             self.read.reserve((total - self.read.len()).min(self.read.len().max(CHUNK)));
@@ -121,6 +134,7 @@ pub type Row = Vec<Option<String>>;
 /// A logged-in walsender that waits for a command.
 pub struct Connection {
     pub(super) frames: Frames,
+    pub(super) near: Option<Near>,
     pub(super) server_version: u32,
 }
 
@@ -136,7 +150,7 @@ impl Connection {
     /// A connection that has logged in over this socket.
     #[cfg(test)]
     pub(crate) fn over(io: tokio::io::DuplexStream) -> Connection {
-        Connection { frames: Frames::new(Box::new(io)), server_version: 18 }
+        Connection { frames: Frames::new(Box::new(io)), near: None, server_version: 18 }
     }
 
     /// Prepares a connection that has logged in.
@@ -149,7 +163,7 @@ impl Connection {
                 server_version = major_version(status.value()?);
             }
         }
-        let mut connection = Connection { frames: session.frames, server_version };
+        let mut connection = Connection { frames: session.frames, near: session.near, server_version };
         // An idle standby must not be ended; the setting exists since 14 and is no startup parameter of 13.
         connection.query("SET idle_session_timeout = 0").await.or_else(not_on_old_servers)?;
         Ok(connection)

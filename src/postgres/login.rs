@@ -6,7 +6,7 @@
 
 use super::connection::{Frame, Frames, parse, server_error};
 use super::error::Error;
-use super::socket::{self, Io, Offer, Privacy, Socket};
+use super::socket::{self, Io, Near, Offer, Privacy, Socket};
 use super::target::{Address, ChannelBinding, Host, Login, Method, SslMode, Target};
 use super::tls::{self, TlsError};
 use bytes::BytesMut;
@@ -50,6 +50,7 @@ pub enum LoginError {
 /// A server that waits for a query.
 pub(super) struct Session {
     pub(super) frames: Frames,
+    pub(super) near: Option<Near>,
     /// Everything it said since it let us in, ReadyForQuery last.
     pub(super) greeting: Vec<Frame>,
 }
@@ -152,7 +153,7 @@ pub(super) async fn start(
     }
     let mut message = BytesMut::new();
     frontend::startup_message(all, &mut message)?;
-    let Socket { io, privacy } = socket;
+    let Socket { io, privacy, near } = socket;
     let mut frames = Frames::new(io);
     frames.send(&message).await?;
     let proof = Proof { login: &target.login, user: &target.user, host, privacy };
@@ -168,7 +169,7 @@ pub(super) async fn start(
         };
         greeting.push(frame);
         if ready {
-            return Ok(Session { frames, greeting });
+            return Ok(Session { frames, near, greeting });
         }
     }
 }

@@ -75,7 +75,7 @@ impl Connection {
         loop {
             let frame = self.frames.next().await?;
             if frame.tag == b'W' {
-                return Ok(());
+                return self.frames.streams(self.near.take());
             }
             match parse(&frame)? {
                 backend::Message::ErrorResponse(error) => failed = Some(server_error(&error)?),
@@ -307,7 +307,7 @@ mod tests {
         let (ours, mut server) = duplex(1 << 16);
         let target = Target::parse(Some("postgres://me@h/db"), &|_| None).unwrap();
         let login = tokio::spawn(async move {
-            let socket = Socket { io: Box::new(ours), privacy: Privacy::None };
+            let socket = Socket { io: Box::new(ours), privacy: Privacy::None, near: None };
             let session = login::start(socket, &target, &target.hosts[0], &PARAMETERS, &mut false).await?;
             Connection::begin(session).await.map(|connection| connection.server_version())
         });
