@@ -7,7 +7,7 @@
 use super::partitions::{self, Outcome};
 use super::plan::{self, Plan};
 use super::proof::Proofs;
-use super::rows::{self, Broom, RESTS};
+use super::rows::{self, Broom, Pace, RESTS};
 use super::standing::{self, Standing};
 use super::{Tally, settle_in, watch};
 use crate::config::Config;
@@ -210,7 +210,7 @@ impl<'a> Session<'a> {
 
     async fn sweep(&mut self, keeper: &Keeper, sql: &Sql, standing: &Standing) -> Result<(), Failure> {
         let care = &self.config.care;
-        let broom = Broom { older: standing.older, batch: care.batch, pace: care.pace, dry: false };
+        let broom = Broom { older: standing.older, batch: care.batch, pace: Pace::of(care.pace), dry: false };
         let (tally, rest) = rows::sweep(sql, &self.plan, &mut self.proofs, broom, || keeper.leads()).await?;
         self.sweep_due = Instant::now() + rest.max(SWEEP_APART);
         self.waits = tally.waiting > 0;

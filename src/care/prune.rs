@@ -9,7 +9,7 @@ use super::keeper::fits;
 use super::partitions::{self, Outcome};
 use super::plan::{self, Plan};
 use super::proof::Proofs;
-use super::rows::{self, Broom};
+use super::rows::{self, Broom, Pace};
 use super::standing::{self, Standing};
 use super::{Tally, settle_in};
 use crate::config::Config;
@@ -83,7 +83,7 @@ pub async fn prune(config: &Config, scope: Scope, mut told: impl FnMut(&str)) ->
     fits(&plan, &standing)?;
 
     let care = &config.care;
-    let broom = Broom { older: standing.older, batch: care.batch, pace: care.pace, dry: scope.dry };
+    let broom = Broom { older: standing.older, batch: care.batch, pace: Pace::of(care.pace), dry: scope.dry };
     let (mut tally, _) = rows::sweep(&sql, &plan, &mut proofs, broom, || true).await?;
     let mut kept = Vec::new();
     for outcome in partitions::drop_old(&sql, &plan, &proofs, standing.older, scope.dry).await? {

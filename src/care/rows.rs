@@ -22,6 +22,10 @@ const BLOCKS: usize = 1024;
 /// So many times as long is rested as was worked in vain: a large table costs a tenth of a core.
 pub(super) const RESTS: u32 = 9;
 
+/// After so many batches of one sweep rests are half as long, after twice as many a third, and so on: a backlog
+/// is made up for, however fast it came.
+const BATCHES: u32 = 50;
+
 /// Of what is to be done, one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
@@ -174,8 +178,28 @@ struct Leaf {
 pub(super) struct Broom {
     pub(super) older: Older,
     pub(super) batch: usize,
-    pub(super) pace: Duration,
+    pub(super) pace: Pace,
     pub(super) dry: bool,
+}
+
+/// How long a sweep rests after each of its batches.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    rest: Duration,
+    batches: u32,
+}
+
+impl Pace {
+    pub(super) fn of(rest: Duration) -> Pace {
+        Pace { rest, batches: 0 }
+    }
+
+    /// After one more batch.
+    fn rest(&mut self) -> Duration {
+        let rest = self.rest * BATCHES / (BATCHES + self.batches);
+        self.batches += 1;
+        rest
+    }
 }
 
 /// Goes through the whole table once. `goes_on` is asked between two statements; the second part is how long
@@ -184,7 +208,7 @@ pub(super) async fn sweep(
     sql: &Sql,
     plan: &Plan,
     proofs: &mut Proofs,
-    broom: Broom,
+    mut broom: Broom,
     goes_on: impl Fn() -> bool,
 ) -> Result<(Tally, Duration), Failure> {
     let (mut tally, mut rest) = (Tally::default(), Duration::ZERO);
@@ -196,7 +220,7 @@ pub(super) async fn sweep(
             if !goes_on() {
                 return Ok((tally, rest));
             }
-            let (done, busy) = sweep_range(sql, plan, proofs, broom, &leaf, first, &goes_on).await?;
+            let (done, busy) = sweep_range(sql, plan, proofs, &mut broom, &leaf, first, &goes_on).await?;
             rest += if done.has_changed_anything() { busy } else { busy * RESTS };
             tally.add(done);
         }
@@ -209,7 +233,7 @@ async fn sweep_range(
     sql: &Sql,
     plan: &Plan,
     proofs: &mut Proofs,
-    broom: Broom,
+    broom: &mut Broom,
     leaf: &Leaf,
     first: u64,
     goes_on: &impl Fn() -> bool,
@@ -229,7 +253,7 @@ async fn sweep_range(
     for (action, mut left) in [(Action::Delete, deletes), (Action::Mark, marks)] {
         while left > 0 && goes_on() {
             let began = Instant::now();
-            let done = run_batch(sql, plan, proofs, action, leaf, &range, broom).await?;
+            let done = run_batch(sql, plan, proofs, action, leaf, &range, *broom).await?;
             busy += began.elapsed();
             match action {
                 Action::Delete => tally.deleted += done,
@@ -237,7 +261,7 @@ async fn sweep_range(
             }
             // None: others hold the rest.
             left = if done == 0 { 0 } else { left.saturating_sub(done) };
-            sleep(broom.pace).await;
+            sleep(broom.pace.rest()).await;
         }
     }
     Ok((tally, busy))
@@ -259,4 +283,16 @@ async fn run_batch(
         proofs.marked(super::standing::xid(xid).unwrap_or(0));
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rests_are_shorter_the_more_there_is_to_do() {
+        let mut pace = Pace::of(Duration::from_millis(100));
+        let rests: Vec<_> = (0..=450).map(|_| pace.rest().as_millis()).collect();
+        assert_eq!([0, 50, 100, 450].map(|batches| rests[batches]), [100, 50, 33, 10]);
+    }
 }

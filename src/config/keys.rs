@@ -264,7 +264,12 @@ pub const KEYS: &[Key] = &[
         "Drop partitions whose time is so long past, once all of their events are stored and confirmed",
     ),
     key("care.batch", Kind::Integer, "1000", "Rows that one transaction marks or deletes, 1 to 100000"),
-    key("care.pace", Kind::Duration, "100ms", "Rest after each of these transactions"),
+    key(
+        "care.pace",
+        Kind::Duration,
+        "100ms",
+        "Rest after each of these transactions; shorter and shorter while there is more to do",
+    ),
     key(
         "encrypt.key_file",
         FILE,
