@@ -152,11 +152,12 @@ async fn the_package_is_installed_configured_started_by_its_unit_and_leaves_noth
     configure("listen", &http.local_addr().unwrap().to_string());
     drop(http);
 
-    let init = as_the_readme_says("DATABASE_URL=postgres://postgres@localhost/shop postrider init");
-    let init = init.replacen("postgres://postgres@localhost/shop", &administrator, 1);
-    done(&mut shell(&init));
-    let privileges = as_the_readme_says("/usr/share/postrider/sql/privileges.sql");
-    done(psql().args(["-v", "ON_ERROR_STOP=1", "-d", &administrator, "-f", privileges]));
+    let sql = done(&mut shell(as_the_readme_says("runuser -u postrider -- postrider init --print-sql")));
+    let printed = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&printed, sql).unwrap();
+    let stop = ["-v", "ON_ERROR_STOP=1", "-d", &administrator, "-f"];
+    done(psql().args(stop).arg(printed.path()));
+    done(&mut shell(as_the_readme_says("runuser -u postrider -- postrider init\n")));
 
     let mut systemd = Systemd::with_abstract_name();
     let mut relay = start("postrider.service", &systemd);
